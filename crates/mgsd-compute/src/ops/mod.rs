@@ -1,0 +1,14 @@
+//! One operation, one file, forward beside backward.
+
+pub mod adamw;
+pub mod attention;
+pub mod embedding;
+pub mod gelu;
+pub mod interpolate;
+pub mod layer_norm;
+pub mod linear;
+pub mod loss;
+pub mod rms_norm;
+pub mod rope;
+pub mod rows;
+pub mod swiglu;
