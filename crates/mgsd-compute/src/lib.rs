@@ -7,14 +7,23 @@
 //! Rules, stated once:
 //! - **Parameter gradients are added to** (`+=`); the optimiser's caller sets them to zero.
 //! - **Activation gradients are overwritten**, unless the function takes a [`Write`] and is told [`Write::Add`].
+//! - Outputs are resized as needed, unless told [`Write::Add`].
 //! - An operation allocates nothing that grows with its input; scratch memory is per thread and kept.
 //! - A shape that does not fit is a bug of the caller and panics with both shapes named.
 //! - Work is cut by shape, never by the number of threads: the same input gives the same bits on 1 or 16 threads.
 
+pub mod bench;
+mod check;
+mod mapped;
+mod math;
 pub mod ops;
+mod par;
+mod product;
+mod simd;
 mod tensor;
 
-pub use tensor::{Dtype, Tensor};
+pub use mapped::MappedFile;
+pub use tensor::{Dtype, SharedBytes, Tensor};
 
 /// Whether an operation replaces its output or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,1 +1,14 @@
-//! mgsd-eval
+//! Evaluation: who answers (a model in process, later an endpoint), planning and perception measured over boards,
+//! summaries, the modality gap, and the report that people read.
+
+pub mod demo;
+pub mod error;
+pub mod gap;
+pub mod json;
+pub mod perception;
+pub mod report;
+pub mod rows;
+pub mod stats;
+pub mod summary;
+
+pub use error::{Error, Result};

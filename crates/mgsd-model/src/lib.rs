@@ -1,1 +1,28 @@
-//! mgsd-model
+//! Qwen3-VL: configuration, image processor, tokenizer, chat template, vision tower, text decoder, LoRA, weights in
+//! and out, generation with a key-value cache.
+
+pub mod batch;
+pub mod bench;
+pub mod chat;
+pub mod config;
+pub mod error;
+pub mod generate;
+pub mod image;
+pub mod init;
+pub mod linear;
+pub mod lora;
+pub mod merge;
+pub mod model;
+pub mod param;
+pub mod patches;
+pub mod peft;
+pub mod positions;
+pub mod processor;
+pub mod resize;
+mod rope;
+pub mod sampling;
+pub mod text;
+pub mod tokenizer;
+pub mod trace;
+pub mod vision;
+pub mod weights;

@@ -1,2 +1,71 @@
-//! The command line.
-fn main() {}
+//! The command line: flags in, calls out. Each command is a file in `commands`; what it does lives in the crates below.
+
+mod commands;
+mod console;
+mod demo;
+mod interrupt;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Teach vision-language models to plan from pictures.
+///
+/// Makes visual planning boards, trains Qwen3-VL to read them and to plan from them (perception SFT, then on-policy
+/// context distillation from a teacher that sees the symbolic state), and measures what was gained.
+#[derive(Parser)]
+#[command(name = "mgsd", version, propagate_version = true)]
+#[command(after_help = "Begin with `mgsd demo`: the whole method on the embedded model, in minutes.")]
+struct Cli {
+    /// Print one JSON object as the last line of standard output where a result is reported.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Threads to use; default: all cores.
+    #[arg(long, global = true, value_name = "N")]
+    jobs: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(commands::demo::Args),
+    #[command(subcommand)]
+    Tasks(commands::tasks::Command),
+    #[command(subcommand)]
+    Data(commands::data::Command),
+    #[command(subcommand)]
+    Model(commands::model::Command),
+    Train(commands::train::Args),
+    Merge(commands::merge::Args),
+    #[command(subcommand)]
+    Eval(commands::eval::Command),
+    Report(commands::report::Args),
+    Bench(commands::bench::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let console = console::Console::new(cli.json);
+    match commands::threads(cli.jobs).and_then(|()| run(cli.command, &console)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of causes on one line: what failed, then why.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, console: &console::Console) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(args) => commands::demo::run(&args, console),
+        Command::Tasks(command) => commands::tasks::run(command, console),
+        Command::Data(command) => commands::data::run(command, console),
+        Command::Model(command) => commands::model::run(command, console),
+        Command::Train(args) => commands::train::run(&args, console),
+        Command::Merge(args) => commands::merge::run(&args, console),
+        Command::Eval(command) => commands::eval::run(command, console),
+        Command::Report(args) => commands::report::run(&args, console),
+        Command::Bench(args) => commands::bench::run(&args, console),
+    }
+}

@@ -1,8 +1,130 @@
-//! AdamW (decoupled weight decay), PyTorch's formula.
-use crate::Tensor;
+//! AdamW (decoupled weight decay, Loshchilov and Hutter, arXiv 1711.05101), PyTorch's formula.
+
+use crate::{Tensor, check, par};
+
+/// The optimiser's settings.
 #[derive(Clone, Copy, Debug)]
-pub struct AdamW { pub learning_rate: f32, pub beta1: f32, pub beta2: f32, pub eps: f32, pub weight_decay: f32 }
+pub struct AdamW {
+    /// Step size, already scheduled.
+    pub learning_rate: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the corrected second moment.
+    pub eps: f32,
+    /// Decoupled: the parameter shrinks by `learning_rate * weight_decay` of itself.
+    pub weight_decay: f32,
+}
+
 /// One step on one parameter; `step` counts from 1; `grad_scale` multiplies the gradient first (clipping).
-pub fn step(param: &mut Tensor, grad: &Tensor, first_moment: &mut Tensor, second_moment: &mut Tensor, settings: &AdamW, step: u64, grad_scale: f32) { todo!() }
+///
+/// `p -= lr wd p`, `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
+/// `p -= lr / (1 - β₁^t) · m / (√v / √(1 - β₂^t) + eps)`.
+pub fn step(
+    param: &mut Tensor,
+    grad: &Tensor,
+    first_moment: &mut Tensor,
+    second_moment: &mut Tensor,
+    settings: &AdamW,
+    step: u64,
+    grad_scale: f32,
+) {
+    check::same("adamw::step", "grad", grad, "param", param);
+    check::same("adamw::step", "first_moment", first_moment, "param", param);
+    check::same("adamw::step", "second_moment", second_moment, "param", param);
+    assert!(step > 0, "adamw::step: steps count from 1");
+    // Powers and differences in f64: 1 - 0.999 has few digits in f32.
+    let (beta1, beta2) = (f64_of(settings.beta1), f64_of(settings.beta2));
+    let correction1 = 1.0 - beta1.powf(step as f64);
+    let correction2 = 1.0 - beta2.powf(step as f64);
+    let factors = cpu::Factors {
+        keep: (1.0 - f64_of(settings.learning_rate) * f64_of(settings.weight_decay)) as f32,
+        new1: (1.0 - beta1) as f32,
+        beta2: settings.beta2,
+        new2: (1.0 - beta2) as f32,
+        root: (1.0 / correction2.sqrt()) as f32,
+        eps: settings.eps,
+        size: (f64_of(settings.learning_rate) / correction1) as f32,
+        grad_scale,
+    };
+    let grad = grad.as_slice();
+    let first = par::Out::new(first_moment.as_mut_slice());
+    let second = par::Out::new(second_moment.as_mut_slice());
+    par::chunks_mut(param.as_mut_slice(), |start, param| {
+        let len = param.len();
+        // SAFETY: pieces of different tasks do not overlap.
+        let (m, v) = unsafe { (first.slice(start, len), second.slice(start, len)) };
+        cpu::step(param, &grad[start..start + len], m, v, &factors);
+    });
+}
+
+/// The decimal number that was meant: 0.999 as `f32` is 0.99900001, and `1 - 0.999` feels it in the fifth digit.
+fn f64_of(x: f32) -> f64 {
+    const DIGITS: f64 = 1e7;
+    let wide = f64::from(x);
+    let decimal = (wide * DIGITS).round() / DIGITS;
+    if decimal as f32 == x { decimal } else { wide }
+}
+
 /// Sum of squares in f64, for the global norm.
-pub fn sum_of_squares(grad: &Tensor) -> f64 { todo!() }
+pub fn sum_of_squares(grad: &Tensor) -> f64 {
+    const BLOCK: usize = 256 * 1024;
+    let grad = grad.as_slice();
+    // A rayon reduction would add in an order of its own, so blocks are summed where they stand.
+    let blocks = grad.len().div_ceil(BLOCK);
+    par::with_scratch(2 * blocks, |sums| {
+        let out = par::Out::new(sums);
+        par::tasks(blocks, |index| {
+            let block = &grad[index * BLOCK..((index + 1) * BLOCK).min(grad.len())];
+            let sum: f64 = block
+                .chunks(1024)
+                .map(|part| f64::from(crate::math::dot(part, part)))
+                .sum();
+            // SAFETY: each task has a pair of its own.
+            let place = unsafe { out.slice(2 * index, 2) };
+            place[0] = sum as f32;
+            place[1] = (sum - f64::from(sum as f32)) as f32;
+        });
+        sums.iter().map(|part| f64::from(*part)).sum()
+    })
+}
+
+mod cpu {
+    use crate::math::each_lane;
+    use crate::simd::kernel;
+
+    pub(super) struct Factors {
+        pub(super) keep: f32,
+        pub(super) new1: f32,
+        pub(super) beta2: f32,
+        pub(super) new2: f32,
+        pub(super) root: f32,
+        pub(super) eps: f32,
+        pub(super) size: f32,
+        pub(super) grad_scale: f32,
+    }
+
+    kernel! {
+        pub(super) fn step<S>(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], f: &Factors) {
+            let n = p.len();
+            assert!(g.len() == n && m.len() == n && v.len() == n);
+            // Pointers stay below the common length `n`.
+            let (p, g, m, v) = (p.as_mut_ptr(), g.as_ptr(), m.as_mut_ptr(), v.as_mut_ptr());
+            let scale = S::splat(f.grad_scale);
+            each_lane!(S, n, |x = m, g = g| {
+                let g = S::mul(g, scale);
+                S::fma(S::splat(f.new1), S::sub(g, x), x)
+            } => m);
+            each_lane!(S, n, |x = v, g = g| {
+                let g = S::mul(g, scale);
+                S::fma(S::mul(S::splat(f.new2), g), g, S::mul(S::splat(f.beta2), x))
+            } => v);
+            each_lane!(S, n, |x = p, m = m, v = v| {
+                let floor = S::fma(S::sqrt(v), S::splat(f.root), S::splat(f.eps));
+                let moved = S::div(S::mul(S::splat(f.size), m), floor);
+                S::sub(S::mul(x, S::splat(f.keep)), moved)
+            } => p);
+        }
+    }
+}

@@ -1,5 +1,120 @@
-//! RMSNorm over groups of `weight.cols()` columns (so per head when `x` is `[tokens, heads * head_dim]`).
-use crate::{Tensor, Write};
-pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) { todo!() }
-/// Recomputes the reciprocal root from `x`. `dweight`: `None` when frozen.
-pub fn backward(dx: &mut Tensor, dweight: Option<&mut Tensor>, dout: &Tensor, x: &Tensor, weight: &Tensor, eps: f32, write: Write) { todo!() }
+//! RMSNorm over groups of `weight.cols()` columns (so per head when `x` is `[tokens, heads * head_dim]`);
+//! Zhang and Sennrich, arXiv 1910.07467.
+//!
+//! `out = r w x` with `r = 1 / √(mean(x²) + eps)`. `weight: [1, group]`.
+
+use crate::{Tensor, Write, check, par};
+
+/// `out = r w x`
+pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) {
+    let op = "rms_norm::forward";
+    check::shape(op, "weight", weight, 1, weight.cols());
+    check::groups(op, x, weight.cols());
+    out.resize(x.rows(), x.cols());
+    let (cols, x, weight) = (x.cols(), x.as_slice(), weight.as_slice());
+    let rows = out.rows();
+    let out = par::Out::new(out.as_mut_slice());
+    par::row_blocks(rows, cols, |first, count| {
+        let range = first * cols..(first + count) * cols;
+        // SAFETY: blocks of rows do not overlap.
+        let out = unsafe { out.slice(range.start, range.len()) };
+        cpu::forward(out, &x[range], weight, eps);
+    });
+}
+
+/// `dx (=|+=) r w dout - x r³ mean(w dout x)`, `dweight += Σ dout r x`. Recomputes `r` from `x`. `dweight`: `None` when frozen.
+pub fn backward(
+    dx: &mut Tensor,
+    dweight: Option<&mut Tensor>,
+    dout: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f32,
+    write: Write,
+) {
+    let op = "rms_norm::backward";
+    let group = weight.cols();
+    check::shape(op, "weight", weight, 1, group);
+    check::groups(op, x, group);
+    check::same(op, "dout", dout, "x", x);
+    match write {
+        Write::Set => dx.resize(x.rows(), x.cols()),
+        Write::Add => check::same(op, "dx", dx, "x", x),
+    }
+    let (rows, cols) = (x.rows(), x.cols());
+    let (dout, x, weight) = (dout.as_slice(), x.as_slice(), weight.as_slice());
+    let dx = par::Out::new(dx.as_mut_slice());
+    let add = write == Write::Add;
+    let block = |first: usize, count: usize, dweight: Option<&mut [f32]>| {
+        let range = first * cols..(first + count) * cols;
+        // SAFETY: blocks of rows do not overlap.
+        let dx = unsafe { dx.slice(range.start, range.len()) };
+        cpu::backward(dx, dweight, &dout[range.clone()], &x[range], weight, eps, add);
+    };
+    match dweight {
+        None => par::row_blocks(rows, cols, |first, count| block(first, count, None)),
+        Some(dweight) => {
+            check::shape(op, "dweight", dweight, 1, group);
+            par::row_blocks_summed(rows, cols, dweight.as_mut_slice(), |first, count, sums| {
+                block(first, count, Some(sums));
+            });
+        }
+    }
+}
+
+mod cpu {
+    use crate::math::{dot_in, dot3_in, each_lane};
+    use crate::simd::kernel;
+
+    kernel! {
+        pub(super) fn forward<S>(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+            let n = weight.len();
+            let w = weight.as_ptr();
+            for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
+                let r = 1.0 / (dot_in::<S>(x, x) / n as f32 + eps).sqrt();
+                let r = S::splat(r);
+                // All three hold `n` numbers.
+                let (out, x) = (out.as_mut_ptr(), x.as_ptr());
+                each_lane!(S, n, |x = x, w = w| S::mul(S::mul(x, r), w) => out);
+            }
+        }
+    }
+
+    kernel! {
+        pub(super) fn backward<S>(
+            dx: &mut [f32],
+            dweight: Option<&mut [f32]>,
+            dout: &[f32],
+            x: &[f32],
+            weight: &[f32],
+            eps: f32,
+            add: bool,
+        ) {
+            let n = weight.len();
+            let w = weight.as_ptr();
+            let mut dweight = dweight;
+            let rows = dx.chunks_exact_mut(n).zip(dout.chunks_exact(n)).zip(x.chunks_exact(n));
+            for ((dx, dout), x) in rows {
+                let r = 1.0 / (dot_in::<S>(x, x) / n as f32 + eps).sqrt();
+                let back = r * r * r * dot3_in::<S>(weight, dout, x) / n as f32;
+                let (r, back) = (S::splat(r), S::splat(back));
+                // All hold `n` numbers.
+                let (dx, dout, x) = (dx.as_mut_ptr(), dout.as_ptr(), x.as_ptr());
+                if add {
+                    each_lane!(S, n, |d = dout, x = x, w = w, old = dx| {
+                        S::fma(S::mul(d, r), w, S::fnma(x, back, old))
+                    } => dx);
+                } else {
+                    each_lane!(S, n, |d = dout, x = x, w = w| {
+                        S::fnma(x, back, S::mul(S::mul(d, r), w))
+                    } => dx);
+                }
+                if let Some(sums) = &mut dweight {
+                    assert_eq!(sums.len(), n);
+                    let sums = sums.as_mut_ptr();
+                    each_lane!(S, n, |d = dout, x = x, old = sums| S::fma(S::mul(d, r), x, old) => sums);
+                }
+            }
+        }
+    }
+}

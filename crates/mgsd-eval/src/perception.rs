@@ -1,0 +1,131 @@
+//! Perception: does the model read the board? Exact match by question and for the whole answer.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::rows::Row;
+use crate::summary::LevelKey;
+
+/// One answered perception case.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PerceptionRow {
+    /// The case's identity.
+    pub case_id: String,
+    /// The record's task, such as `maze_perception_all`.
+    pub task: String,
+    /// Side of the grid.
+    #[serde(default)]
+    pub level: Option<u32>,
+    /// `image` or `text`: how the board was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modality: Option<String>,
+    /// The model's whole answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_text: Option<String>,
+    /// The answer that scores full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gold: Option<String>,
+    /// Each question in its order: read exactly?
+    #[serde(default)]
+    pub scores: IndexMap<String, bool>,
+    /// Tokens in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<u64>,
+    /// Whether the answer was cut at the token limit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// Why there is no answer; null when there is one.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+impl PerceptionRow {
+    /// Whether every question was read exactly.
+    pub fn all_exact_match(&self) -> bool {
+        !self.scores.is_empty() && self.scores.values().all(|exact| *exact)
+    }
+}
+
+impl Row for PerceptionRow {
+    fn case_id(&self) -> &str {
+        &self.case_id
+    }
+    fn failed(&self) -> bool {
+        self.error.as_deref().is_some_and(|error| !error.is_empty())
+    }
+}
+
+/// Counts of a group of answers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Answers asked for.
+    pub total: u64,
+    /// Of these, how many failed without an answer; absent when none did. They count as not read.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub errors: u64,
+    /// Answers in which every question was read exactly.
+    pub all_exact_match: u64,
+    /// By question, in the order of the questions.
+    pub questions: IndexMap<String, u64>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl Counts {
+    fn add(&mut self, row: &PerceptionRow) {
+        self.total += 1;
+        self.errors += u64::from(row.failed());
+        self.all_exact_match += u64::from(row.all_exact_match());
+        for (question, exact) in &row.scores {
+            *self.questions.entry(question.clone()).or_default() += u64::from(*exact);
+        }
+    }
+
+    /// The share of whole answers read exactly.
+    pub fn exact_rate(&self) -> f64 {
+        self.all_exact_match as f64 / self.total.max(1) as f64
+    }
+}
+
+/// Counts of a task, with its levels.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TaskCounts {
+    /// All levels together.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Each level.
+    pub levels: BTreeMap<LevelKey, Counts>,
+}
+
+/// The summary of one perception run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PerceptionSummary {
+    /// All answers.
+    pub total: u64,
+    /// By task.
+    pub tasks: BTreeMap<String, TaskCounts>,
+}
+
+impl PerceptionSummary {
+    /// The mean over tasks of the share of whole answers read exactly; 0 without tasks.
+    pub fn macro_exact_rate(&self) -> f64 {
+        let rates = self.tasks.values().map(|task| task.counts.exact_rate());
+        rates.fold(0.0, |sum, rate| sum + rate) / self.tasks.len().max(1) as f64
+    }
+}
+
+/// Counts the rows.
+pub fn summarise<'a>(rows: impl IntoIterator<Item = &'a PerceptionRow>) -> PerceptionSummary {
+    let mut summary = PerceptionSummary::default();
+    for row in rows {
+        summary.total += 1;
+        let task = summary.tasks.entry(row.task.clone()).or_default();
+        task.counts.add(row);
+        task.levels.entry(row.level.into()).or_default().add(row);
+    }
+    summary
+}

@@ -1,0 +1,97 @@
+//! Planning: does the model find its way? Scored by the benchmark's rules.
+
+use std::path::{Path, PathBuf};
+
+use mgsd_data::prompts::Prompts;
+use mgsd_tasks::score::benchmark;
+use serde_json::Value;
+
+use crate::cases::EvalCase;
+use crate::client::{Answer, Client};
+use crate::error::Result;
+use crate::json;
+use crate::rows::PlanRow;
+use crate::run::{self, Progress, RunOptions};
+use crate::summary::{self, Experiment, Summary};
+
+/// A planning run that is done.
+#[derive(Clone, Debug)]
+pub struct PlanRun {
+    /// One row a case, in the order of the cases.
+    pub rows: Vec<PlanRow>,
+    /// Their summary.
+    pub summary: Summary,
+}
+
+/// Asks for plans and scores them. `file` is where rows are kept; without it they live in memory only.
+pub fn run(
+    client: &mut dyn Client,
+    cases: &[EvalCase],
+    prompts: &Prompts,
+    options: &RunOptions,
+    file: Option<&Path>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<PlanRun> {
+    let rows = run::run(
+        client,
+        cases,
+        options,
+        file,
+        &|case| case.ask_for_plan(prompts, options.modality),
+        &|case, answer| score(case, answer, options),
+        progress,
+    )?;
+    let summary = summary::summarise(&rows);
+    Ok(PlanRun { rows, summary })
+}
+
+/// Like [`run`], with rows in `<folder>/<label>_<modality>.jsonl` and the summary beside them, named so that
+/// [`crate::gap::read_folder`] finds it. Returns the summary's path too.
+pub fn run_to_folder(
+    client: &mut dyn Client,
+    label: &str,
+    cases: &[EvalCase],
+    prompts: &Prompts,
+    options: &RunOptions,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(PlanRun, PathBuf)> {
+    let stem = format!("{label}_{}", options.modality);
+    let output = format!("{stem}.jsonl");
+    let mut done = run(client, cases, prompts, options, Some(&folder.join(&output)), progress)?;
+    done.summary.experiment = Some(Experiment {
+        model_label: label.to_string(),
+        input_modality: options.modality.to_string(),
+        model: client.name(),
+        output,
+    });
+    let path = folder.join(format!("{stem}.summary.json"));
+    json::write(&path, &done.summary)?;
+    Ok((done, path))
+}
+
+/// The row of an answer.
+fn score(case: &EvalCase, answer: Answer, options: &RunOptions) -> PlanRow {
+    let mut row = PlanRow {
+        case_id: case.case_id.clone(),
+        task: case.task.to_string(),
+        split: case.split.clone(),
+        level: Some(case.level),
+        dataset_line_index: case.dataset_line_index,
+        modality: Some(options.modality.to_string()),
+        answer_tokens: answer.tokens,
+        truncated: answer.truncated,
+        error: answer.error,
+        ..PlanRow::default()
+    };
+    if row.error.is_none() {
+        let verdict = benchmark::score(&case.scoring, Some(&answer.text));
+        let mut fields = serde_json::to_value(&verdict).unwrap_or(Value::Null);
+        // The plan stands beside the verdict, as in the published rows.
+        let actions = fields.as_object_mut().and_then(|fields| fields.shift_remove("actions"));
+        row.actions = actions.and_then(|actions| serde_json::from_value(actions).ok());
+        row.eval_result = Some(fields);
+        row.answer_text = Some(answer.text);
+    }
+    row
+}

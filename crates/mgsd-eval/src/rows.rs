@@ -1,0 +1,248 @@
+//! Result rows on disk: JSON lines, appended one by one, so that a run that was cut short goes on where it stopped.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// What every row file has in common: which case a row answers and whether it failed.
+pub trait Row: Serialize + DeserializeOwned {
+    /// The case's identity, unique within a run.
+    fn case_id(&self) -> &str;
+    /// Whether the row records a failure of the client (not of the model's plan) and deserves another try.
+    fn failed(&self) -> bool;
+}
+
+/// One answered planning case.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PlanRow {
+    /// The case's identity, such as `maze_level3_0004`.
+    pub case_id: String,
+    /// `frozenlake`, `maze` or `minibehaviour`.
+    pub task: String,
+    /// The benchmark's split, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+    /// Side of the grid.
+    #[serde(default)]
+    pub level: Option<u32>,
+    /// Place in the benchmark's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset_line_index: Option<u64>,
+    /// `image` or `text`: how the board was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub modality: Option<String>,
+    /// The model's whole answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_text: Option<String>,
+    /// The parsed plan, such as `["right", "down"]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actions: Option<Vec<String>>,
+    /// The benchmark's verdict, with the fields of `mgsd tasks score --rules benchmark`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_result: Option<Value>,
+    /// Tokens in the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<u64>,
+    /// Whether the answer was cut at the token limit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+    /// The case was only drawn, never asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub render_only: bool,
+    /// Why there is no answer; null when there is one.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+impl PlanRow {
+    /// A boolean field of the verdict; absent means false.
+    pub fn flag(&self, name: &str) -> bool {
+        self.eval_result.as_ref().and_then(|verdict| verdict.get(name)).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// Why the walk ended early, such as `wall_blocked:up`.
+    pub fn invalid_reason(&self) -> Option<&str> {
+        self.eval_result.as_ref()?.get("invalid_reason")?.as_str()
+    }
+}
+
+impl Row for PlanRow {
+    fn case_id(&self) -> &str {
+        &self.case_id
+    }
+    fn failed(&self) -> bool {
+        self.error.as_deref().is_some_and(|error| !error.is_empty())
+    }
+}
+
+/// Rows of a JSONL file in file order. Lines are split on "\n" alone, since answers hold other line separators raw.
+/// A last line without its newline that does not parse was torn by a crash and is left out; any other bad line is an
+/// error that names it.
+pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
+    let bytes = std::fs::read(path).map_err(Error::io("reading", path))?;
+    Ok(parse(path, &bytes)?.0)
+}
+
+/// The rows, and the length of the file's sound part.
+fn parse<R: Row>(path: &Path, bytes: &[u8]) -> Result<(Vec<R>, usize)> {
+    let mut rows = Vec::new();
+    let mut start = 0;
+    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if !line.trim_ascii().is_empty() {
+            match serde_json::from_slice(line) {
+                Ok(row) => rows.push(row),
+                Err(_) if !line.ends_with(b"\n") => return Ok((rows, start)),
+                Err(error) => {
+                    let path = path.to_path_buf();
+                    return Err(Error::Row { path, line: index + 1, message: error.to_string() });
+                }
+            }
+        }
+        start += line.len();
+    }
+    Ok((rows, start))
+}
+
+/// One row a case: the last one that did not fail, or else the last one. Order of first appearance.
+pub fn latest<R: Row>(rows: Vec<R>) -> Vec<R> {
+    let mut place = indexmap::IndexMap::<String, R>::new();
+    for row in rows {
+        match place.get_mut(row.case_id()) {
+            Some(known) if row.failed() && !known.failed() => {}
+            Some(known) => *known = row,
+            None => {
+                place.insert(row.case_id().to_string(), row);
+            }
+        }
+    }
+    place.into_values().collect()
+}
+
+/// A row file open for appending.
+pub struct RowLog {
+    path: PathBuf,
+    file: File,
+    synced: Instant,
+}
+
+/// How often appended rows are forced to the disk; every row reaches the operating system at once.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+impl RowLog {
+    /// Starts an empty file, replacing what is there.
+    pub fn create(path: &Path) -> Result<Self> {
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(Error::io("creating the folder", folder))?;
+        }
+        let file = File::create(path).map_err(Error::io("creating", path))?;
+        Ok(Self { path: path.to_path_buf(), file, synced: Instant::now() })
+    }
+
+    /// Opens a file to go on with it: gives the rows that are there and cuts off a torn last line. A missing file is
+    /// an empty one.
+    pub fn resume<R: Row>(path: &Path) -> Result<(Self, Vec<R>)> {
+        if !path.exists() {
+            return Ok((Self::create(path)?, Vec::new()));
+        }
+        let bytes = std::fs::read(path).map_err(Error::io("reading", path))?;
+        let (rows, sound) = parse(path, &bytes)?;
+        let mut file = OpenOptions::new().write(true).open(path).map_err(Error::io("opening", path))?;
+        file.set_len(sound as u64).map_err(Error::io("cutting the torn last line of", path))?;
+        file.seek(SeekFrom::End(0)).map_err(Error::io("opening", path))?;
+        if sound > 0 && bytes[sound - 1] != b'\n' {
+            file.write_all(b"\n").map_err(Error::io("writing", path))?;
+        }
+        Ok((Self { path: path.to_path_buf(), file, synced: Instant::now() }, rows))
+    }
+
+    /// Appends one row as one line in one write.
+    pub fn append<R: Row>(&mut self, row: &R) -> Result<()> {
+        let mut line = serde_json::to_vec(row)
+            .map_err(|error| Error::Json { path: self.path.clone(), message: error.to_string() })?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(Error::io("writing", &self.path))?;
+        if self.synced.elapsed() >= SYNC_EVERY {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Forces all rows to the disk.
+    pub fn sync(&mut self) -> Result<()> {
+        self.synced = Instant::now();
+        self.file.sync_data().map_err(Error::io("syncing", &self.path))
+    }
+}
+
+/// Case identities that need no further try.
+pub fn done<R: Row>(rows: &[R]) -> HashSet<String> {
+    rows.iter().filter(|row| !row.failed()).map(|row| row.case_id().to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(case_id: &str, error: Option<&str>) -> PlanRow {
+        PlanRow {
+            case_id: case_id.into(),
+            task: "maze".into(),
+            answer_text: Some("a\u{85}\u{2028}b".into()),
+            error: error.map(str::to_string),
+            ..PlanRow::default()
+        }
+    }
+
+    #[test]
+    fn a_torn_last_line_is_cut_off_and_failed_rows_are_tried_again() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("rows.jsonl");
+        let mut log = RowLog::create(&path).expect("create");
+        log.append(&row("a", None)).expect("append");
+        log.append(&row("b", Some("HTTP 500"))).expect("append");
+        drop(log);
+        let mut bytes = std::fs::read(&path).expect("read");
+        let whole = bytes.len();
+        bytes.extend_from_slice(br#"{"case_id": "c", "ta"#);
+        std::fs::write(&path, &bytes).expect("write");
+
+        let (mut log, rows) = RowLog::resume::<PlanRow>(&path).expect("resume");
+        assert_eq!(std::fs::metadata(&path).expect("metadata").len() as usize, whole);
+        assert_eq!(done(&rows), HashSet::from(["a".to_string()]));
+        log.append(&row("b", None)).expect("append");
+        drop(log);
+        let rows = latest(read::<PlanRow>(&path).expect("read"));
+        assert_eq!(
+            rows.iter().map(|row| (row.case_id(), row.failed())).collect::<Vec<_>>(),
+            [("a", false), ("b", false)]
+        );
+    }
+
+    #[test]
+    fn a_last_line_that_only_lacks_its_newline_is_kept() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, serde_json::to_vec(&row("a", None)).expect("row")).expect("write");
+        let (mut log, rows) = RowLog::resume::<PlanRow>(&path).expect("resume");
+        assert_eq!(rows.len(), 1);
+        log.append(&row("b", None)).expect("append");
+        assert_eq!(read::<PlanRow>(&path).expect("read").len(), 2);
+    }
+
+    #[test]
+    fn a_broken_line_in_the_middle_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, "{\"case_id\": 1}\n{}\n").expect("write");
+        let message = read::<PlanRow>(&path).expect_err("broken").to_string();
+        assert!(message.contains("rows.jsonl, line 1"), "{message}");
+    }
+}

@@ -1,0 +1,111 @@
+//! Asks a client about cases and keeps the rows: appended as they come, resumable, in the order of the cases at the end.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use crate::cases::{EvalCase, Modality};
+use crate::client::{Answer, Client, Message, Request};
+use crate::error::Result;
+use crate::rows::{Row, RowLog, done, latest};
+
+/// Whether rows that are there already are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// Start over.
+    #[default]
+    Fresh,
+    /// Skip cases that were answered, try failed ones again.
+    Continue,
+}
+
+/// How an evaluation asks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunOptions {
+    /// How boards are shown.
+    pub modality: Modality,
+    /// Length at which an answer is cut, in tokens (published: 4096).
+    pub max_new_tokens: usize,
+    /// 0, the default, takes the likeliest token each time.
+    pub temperature: f32,
+    /// Only the likeliest tokens that together reach this probability; 1 is off.
+    pub top_p: f32,
+    /// Seed of sampling; a case's own seed also depends on its place.
+    pub seed: u64,
+    /// Whether rows that are there already are kept.
+    pub resume: Resume,
+}
+
+impl RunOptions {
+    /// Greedy, at most 4096 new tokens, starting over.
+    pub fn greedy(modality: Modality) -> Self {
+        Self { modality, max_new_tokens: 4096, temperature: 0.0, top_p: 1.0, seed: 0, resume: Resume::Fresh }
+    }
+}
+
+/// How far an evaluation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Cases with a row, including those of an earlier run.
+    pub done: usize,
+    /// Cases in all.
+    pub total: usize,
+    /// Of these, how many failed.
+    pub failed: usize,
+}
+
+/// Asks about every case that has no row yet. `file` is where rows are kept; without it they live in memory only.
+/// Returns one row a case, in the order of the cases.
+pub(crate) fn run<R: Row + Clone>(
+    client: &mut dyn Client,
+    cases: &[EvalCase],
+    options: &RunOptions,
+    file: Option<&Path>,
+    question: &dyn Fn(&EvalCase) -> Result<Vec<Message>>,
+    row: &dyn Fn(&EvalCase, Answer) -> R,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<R>> {
+    let (mut log, earlier) = match (file, options.resume) {
+        (None, _) => (None, Vec::new()),
+        (Some(file), Resume::Fresh) => (Some(RowLog::create(file)?), Vec::new()),
+        (Some(file), Resume::Continue) => {
+            let (log, rows) = RowLog::resume::<R>(file)?;
+            (Some(log), rows)
+        }
+    };
+    let answered = done(&earlier);
+    let mut open = Vec::new();
+    let mut requests = Vec::new();
+    for (index, case) in cases.iter().enumerate() {
+        if answered.contains(&case.case_id) {
+            continue;
+        }
+        open.push(index);
+        requests.push(Request {
+            messages: question(case)?,
+            max_new_tokens: options.max_new_tokens,
+            temperature: options.temperature,
+            top_p: options.top_p,
+            seed: options.seed.wrapping_add(index as u64),
+        });
+    }
+    let mut state = Progress { done: cases.len() - open.len(), total: cases.len(), failed: 0 };
+    progress(state);
+    let mut rows = earlier;
+    client.answer(&requests, &mut |at, answer| {
+        let row = row(&cases[open[at]], answer);
+        if let Some(log) = &mut log {
+            log.append(&row)?;
+        }
+        state.done += 1;
+        state.failed += usize::from(row.failed());
+        rows.push(row);
+        progress(state);
+        Ok(())
+    })?;
+    if let Some(log) = &mut log {
+        log.sync()?;
+    }
+    let mut by_case: HashMap<String, R> =
+        latest(rows).into_iter().map(|row| (row.case_id().to_string(), row)).collect();
+    Ok(cases.iter().filter_map(|case| by_case.remove(&case.case_id)).collect())
+}

@@ -1,0 +1,344 @@
+//! Text generation with a key-value cache, many requests at once.
+//!
+//! Requests wait in a queue; each of a fixed number of slots serves one. Prompts of waiting requests are run together,
+//! packed, and then all slots advance by one token a step. A finished slot is filled again from the queue.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use mgsd_compute::Tensor;
+use mgsd_compute::ops::attention::KvCache;
+use mgsd_compute::ops::{loss, rows};
+use rayon::prelude::*;
+
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::linear::Adapter;
+use crate::model::{Activations, Keep, Qwen3Vl};
+use crate::processor::Prompt;
+use crate::sampling::{Sampler, Sampling};
+use crate::text::Pass;
+
+/// What is to be generated.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The tokens and pictures before the response.
+    pub prompt: Arc<Prompt>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Length at which the response is cut.
+    pub max_new_tokens: usize,
+    /// Tokens that end the response; empty: only the length does.
+    pub stop: Vec<u32>,
+}
+
+/// Why a response ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model gave one of the stop tokens.
+    Stop,
+    /// `max_new_tokens` was reached, or the slot was full.
+    Length,
+}
+
+/// A response.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// The tokens; the stop token, if there was one, is the last.
+    pub ids: Vec<u32>,
+    /// For each token the logarithm of its probability under the model's own distribution, at temperature 1 and without
+    /// filters, whatever the sampling was.
+    pub log_probs: Vec<f32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+impl Completion {
+    /// The tokens without the stop token.
+    pub fn content(&self) -> &[u32] {
+        match self.finish {
+            Finish::Stop => &self.ids[..self.ids.len() - 1],
+            Finish::Length => &self.ids,
+        }
+    }
+}
+
+/// One new token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Event {
+    /// Which request: its index in [`Generator::generate`], or what [`Generator::submit`] returned.
+    pub request: usize,
+    /// The token.
+    pub token: u32,
+    /// Its log-probability, as in [`Completion::log_probs`].
+    pub log_prob: f32,
+    /// Set on the last token of a response.
+    pub finish: Option<Finish>,
+}
+
+/// A request in its slot.
+struct Active {
+    id: usize,
+    slot: u32,
+    request: Request,
+    sampler: Sampler,
+    /// Tokens in the cache.
+    length: usize,
+    /// What is added to the length for the rotary position.
+    rope_delta: i64,
+    produced: usize,
+    last: (u32, f32),
+    finish: Option<Finish>,
+}
+
+/// Prompt tokens that are run in one pass; a longer prompt is run alone.
+const PREFILL_TOKENS: usize = 4096;
+
+/// Serves generation requests on a fixed number of slots. Its buffers are kept from call to call.
+pub struct Generator {
+    config: Config,
+    slots: usize,
+    capacity: usize,
+    caches: Vec<KvCache>,
+    waiting: VecDeque<(usize, Request)>,
+    active: Vec<Active>,
+    free: Vec<u32>,
+    next_id: usize,
+    batch: Batch,
+    acts: Activations,
+    hidden: Tensor,
+    logits: Tensor,
+    host_logits: Vec<f32>,
+    index: Vec<u32>,
+    slot_of: Vec<u32>,
+    place_of: Vec<u32>,
+    lengths: Vec<u32>,
+}
+
+impl Generator {
+    /// A generator that advances up to `slots` responses at once. Its cache is made, and made larger, as
+    /// [`generate`](Self::generate) needs it; for [`submit`](Self::submit) call [`reserve`](Self::reserve) first.
+    pub fn new(config: &Config, slots: usize) -> Self {
+        let slots = slots.max(1);
+        Self {
+            config: config.clone(),
+            slots,
+            capacity: 0,
+            caches: Vec::new(),
+            waiting: VecDeque::new(),
+            active: Vec::new(),
+            free: (0..slots as u32).rev().collect(),
+            next_id: 0,
+            batch: Batch::new(config),
+            acts: Activations::new(config),
+            hidden: Tensor::empty(),
+            logits: Tensor::empty(),
+            host_logits: Vec::new(),
+            index: Vec::new(),
+            slot_of: Vec::new(),
+            place_of: Vec::new(),
+            lengths: Vec::new(),
+        }
+    }
+
+    /// Gives every slot room for `capacity` tokens of prompt and response. Not while responses are under way.
+    pub fn reserve(&mut self, capacity: usize) {
+        assert!(self.active.is_empty(), "the cache cannot grow while responses are under way");
+        if capacity > self.capacity {
+            let text = &self.config.text;
+            self.caches.clear();
+            for _ in 0..text.num_hidden_layers {
+                self.caches.push(KvCache::new(self.slots, capacity, text.num_key_value_heads, text.head_dim));
+            }
+            self.capacity = capacity;
+        }
+    }
+
+    /// Tokens of prompt and response that a slot holds.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.active.is_empty()
+    }
+
+    /// Queues a request for [`step`](Self::step); returns its number.
+    pub fn submit(&mut self, request: Request) -> Result<usize> {
+        if let Some(problem) = request.sampling.problem() {
+            return Err(Error::Model(format!("sampling: {problem}")));
+        }
+        let length = request.prompt.ids.len();
+        if length == 0 || request.max_new_tokens == 0 {
+            return Err(Error::Prompt("generation needs at least one prompt token and one token to generate".into()));
+        }
+        if length >= self.capacity {
+            return Err(Error::Prompt(format!(
+                "the prompt has {length} tokens, but a slot holds {} of prompt and response together",
+                self.capacity
+            )));
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.waiting.push_back((id, request));
+        Ok(id)
+    }
+
+    /// Withdraws a request; returns whether it was still waiting or under way.
+    pub fn cancel(&mut self, id: usize) -> bool {
+        let before = self.waiting.len() + self.active.len();
+        self.waiting.retain(|(waiting, _)| *waiting != id);
+        let free = &mut self.free;
+        self.active.retain(|active| {
+            if active.id == id {
+                free.push(active.slot);
+            }
+            active.id != id
+        });
+        self.waiting.len() + self.active.len() < before
+    }
+
+    /// Generates for all `requests`; `on_token` sees each token as it comes. The answers are in the order of the
+    /// requests. Nothing else may be under way.
+    pub fn generate(&mut self, model: &Qwen3Vl, requests: &[Request], adapter: Adapter, on_token: &mut dyn FnMut(Event)) -> Result<Vec<Completion>> {
+        assert!(self.is_idle(), "generate needs a generator with nothing under way");
+        let room = requests.iter().map(|r| r.prompt.ids.len() + r.max_new_tokens).max().unwrap_or(0);
+        self.reserve(room);
+        self.next_id = 0;
+        for request in requests {
+            self.submit(request.clone()).inspect_err(|_| self.waiting.clear())?;
+        }
+        let mut answers: Vec<Completion> = requests
+            .iter()
+            .map(|r| Completion {
+                ids: Vec::with_capacity(r.max_new_tokens.min(4096)),
+                log_probs: Vec::with_capacity(r.max_new_tokens.min(4096)),
+                finish: Finish::Length,
+            })
+            .collect();
+        while !self.is_idle() {
+            let stepped = self.step(model, adapter, &mut |event| {
+                let answer = &mut answers[event.request];
+                answer.ids.push(event.token);
+                answer.log_probs.push(event.log_prob);
+                answer.finish = event.finish.unwrap_or(answer.finish);
+                on_token(event);
+            });
+            stepped.inspect_err(|_| self.abandon())?;
+        }
+        Ok(answers)
+    }
+
+    fn abandon(&mut self) {
+        self.waiting.clear();
+        self.active.clear();
+        self.free = (0..self.slots as u32).rev().collect();
+    }
+
+    /// Starts waiting requests if slots are free, then advances every response by one token.
+    pub fn step(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) -> Result<()> {
+        // A pass over few prompts is inefficient: wait until an eighth of the slots is free, unless nothing runs.
+        let enough = (self.slots / 8).clamp(1, self.waiting.len().max(1));
+        while !self.waiting.is_empty() && (self.free.len() >= enough || self.active.is_empty()) {
+            self.prefill(model, adapter, on_token)?;
+        }
+        if !self.active.is_empty() {
+            self.decode(model, adapter, on_token);
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) -> Result<()> {
+        self.batch.clear();
+        self.index.clear();
+        self.slot_of.clear();
+        self.place_of.clear();
+        let first = self.active.len();
+        while let Some((_, request)) = self.waiting.front() {
+            let length = request.prompt.ids.len();
+            let full = self.batch.tokens() > 0 && self.batch.tokens() + length > PREFILL_TOKENS;
+            if full || self.free.is_empty() {
+                break;
+            }
+            let Some((id, request)) = self.waiting.pop_front() else { break };
+            self.batch.push(&request.prompt)?;
+            let Some(slot) = self.free.pop() else { break };
+            self.slot_of.extend(std::iter::repeat_n(slot, length));
+            self.place_of.extend(0..length as u32);
+            self.index.push(self.batch.tokens() as u32 - 1);
+            let sampler = Sampler::new(request.sampling.clone(), &request.prompt.ids, self.config.text.vocab_size);
+            let rope_delta = self.batch.rope_deltas[self.batch.sequences() - 1];
+            self.active.push(Active { id, slot, request, sampler, length, rope_delta, produced: 0, last: (0, 0.0), finish: None });
+        }
+        let pass = Pass::Prefill {
+            bounds: &self.batch.bounds,
+            caches: &mut self.caches,
+            slots: &self.slot_of,
+            places: &self.place_of,
+        };
+        model.run(&self.batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
+        rows::gather(&mut self.hidden, self.acts.hidden(), &self.index);
+        loss::logits(&mut self.logits, &self.hidden, &model.head().value);
+        self.choose(first, on_token);
+        Ok(())
+    }
+
+    fn decode(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) {
+        self.slot_of.clear();
+        self.place_of.clear();
+        self.lengths.clear();
+        let batch = &mut self.batch;
+        batch.clear();
+        for active in &mut self.active {
+            batch.ids.push(active.last.0);
+            let position = (active.length as i64 + active.rope_delta) as u32;
+            batch.positions.push([position; 3]);
+            self.slot_of.push(active.slot);
+            self.place_of.push(active.length as u32);
+            active.length += 1;
+            self.lengths.push(active.length as u32);
+        }
+        let pass = Pass::Decode {
+            caches: &mut self.caches,
+            slots: &self.slot_of,
+            places: &self.place_of,
+            lengths: &self.lengths,
+        };
+        model.run(batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
+        loss::logits(&mut self.logits, self.acts.hidden(), &model.head().value);
+        self.choose(0, on_token);
+    }
+
+    /// Picks a token for each active request from `first` on, whose logits are the rows in order.
+    fn choose(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
+        let (count, vocab) = (self.logits.rows(), self.logits.cols());
+        self.host_logits.resize(count * vocab, 0.0);
+        self.logits.read_rows(0, count, &mut self.host_logits);
+        let capacity = self.capacity;
+        let chosen = self.active[first..].par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
+        chosen.with_min_len((1 << 14) / vocab + 1).for_each(|(active, logits)| {
+            active.last = active.sampler.pick(logits);
+            active.produced += 1;
+            active.finish = if active.request.stop.contains(&active.last.0) {
+                Some(Finish::Stop)
+            } else if active.produced >= active.request.max_new_tokens || active.length >= capacity {
+                Some(Finish::Length)
+            } else {
+                None
+            };
+        });
+        for active in &self.active[first..] {
+            let (token, log_prob) = active.last;
+            on_token(Event { request: active.id, token, log_prob, finish: active.finish });
+        }
+        let free = &mut self.free;
+        self.active.retain(|active| {
+            if active.finish.is_some() {
+                free.push(active.slot);
+            }
+            active.finish.is_none()
+        });
+    }
+}

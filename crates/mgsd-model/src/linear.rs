@@ -1,0 +1,125 @@
+//! A linear layer, with or without bias, with or without a low-rank adapter beside it.
+
+use mgsd_compute::ops::linear;
+use mgsd_compute::{Tensor, Write};
+
+use crate::lora::Lora;
+use crate::param::Parameter;
+
+/// Whether a pass goes through the adapters. `Off` is the base model: so a frozen teacher and its student share one
+/// set of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adapter {
+    /// Base weights plus adapters.
+    On,
+    /// Base weights alone.
+    Off,
+}
+
+/// `y = x Wᵀ + b + scale * (x Aᵀ) Bᵀ`
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Parameter,
+    /// `[1, out]`
+    pub bias: Option<Parameter>,
+    /// The adapter, if one was added.
+    pub lora: Option<Lora>,
+}
+
+impl Linear {
+    /// A frozen layer without adapter.
+    pub fn new(weight: Parameter, bias: Option<Parameter>) -> Self {
+        Self {
+            weight,
+            bias,
+            lora: None,
+        }
+    }
+
+    /// Its name in checkpoints, without the trailing `.weight`.
+    pub fn name(&self) -> &str {
+        let name = &self.weight.name;
+        name.strip_suffix(".weight").unwrap_or(name)
+    }
+
+    /// `x: [tokens, in]`, `out: [tokens, out]`. `low` receives `x Aᵀ`, which [`backward`](Self::backward) wants back.
+    pub fn forward(
+        &self,
+        out: &mut Tensor,
+        x: &Tensor,
+        low: &mut Tensor,
+        write: Write,
+        adapter: Adapter,
+    ) {
+        let bias = self.bias.as_ref().map(|b| &b.value);
+        linear::forward(out, x, &self.weight.value, bias, 1.0, write);
+        if let Some(lora) = self.lora.as_ref().filter(|_| adapter == Adapter::On) {
+            linear::forward(low, x, &lora.a.value, None, 1.0, Write::Set);
+            linear::forward(out, low, &lora.b.value, None, lora.scale, Write::Add);
+        }
+    }
+
+    /// Adds to the gradients of what is trained here; `dx: None` when nothing below wants a gradient. `low` is what
+    /// [`forward`](Self::forward) left, `dlow` is scratch.
+    pub fn backward(
+        &mut self,
+        dx: Option<(&mut Tensor, Write)>,
+        dy: &Tensor,
+        x: &Tensor,
+        low: &Tensor,
+        dlow: &mut Tensor,
+        adapter: Adapter,
+    ) {
+        if let Some(grad) = &mut self.weight.grad {
+            linear::backward_weight(grad, dy, x, 1.0);
+        }
+        if let Some(grad) = self.bias.as_mut().and_then(|b| b.grad.as_mut()) {
+            linear::backward_bias(grad, dy);
+        }
+        let mut lora = self.lora.as_mut().filter(|_| adapter == Adapter::On);
+        if let Some(lora) = &mut lora {
+            if let Some(grad) = &mut lora.b.grad {
+                linear::backward_weight(grad, dy, low, lora.scale);
+            }
+            if dx.is_some() || lora.a.is_trainable() {
+                linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
+            }
+            if let Some(grad) = &mut lora.a.grad {
+                linear::backward_weight(grad, dlow, x, 1.0);
+            }
+        }
+        if let Some((dx, write)) = dx {
+            linear::backward_input(dx, dy, &self.weight.value, 1.0, write);
+            if let Some(lora) = lora {
+                linear::backward_input(dx, dlow, &lora.a.value, 1.0, Write::Add);
+            }
+        }
+    }
+
+    /// Whether any weight of this layer is trained.
+    pub fn is_trainable(&self) -> bool {
+        let mut any = false;
+        self.visit(&mut |p| any |= p.is_trainable());
+        any
+    }
+
+    /// Calls `f` with weight, bias, A and B.
+    pub fn visit<'a>(&'a self, f: &mut dyn FnMut(&'a Parameter)) {
+        f(&self.weight);
+        self.bias.iter().for_each(&mut *f);
+        if let Some(lora) = &self.lora {
+            f(&lora.a);
+            f(&lora.b);
+        }
+    }
+
+    /// The same, mutable.
+    pub fn visit_mut<'a>(&'a mut self, f: &mut dyn FnMut(&'a mut Parameter)) {
+        f(&mut self.weight);
+        self.bias.iter_mut().for_each(&mut *f);
+        if let Some(lora) = &mut self.lora {
+            f(&mut lora.a);
+            f(&mut lora.b);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Adapters on disk, in the layout of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::config::{Section, read_json};
+use crate::error::{Error, Result};
+use crate::lora::{Lora, LoraConfig, peft_name};
+use crate::model::Qwen3Vl;
+use crate::weights::{Array, Checkpoint, LoadAs, write_arrays, write_atomically};
+
+/// File of the settings.
+const CONFIG: &str = "adapter_config.json";
+/// File of the weights.
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+impl Qwen3Vl {
+    /// Writes the adapters to a folder that PEFT loads as it is. `base` is the name or folder of the base model that is
+    /// recorded there.
+    pub fn save_adapter(&self, dir: &Path, base: &str, config: &LoraConfig) -> Result<()> {
+        let mut arrays = BTreeMap::new();
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        self.visit_linears(&mut |layer| {
+            let Some(lora) = &layer.lora else {
+                without.push(layer.name());
+                return;
+            };
+            with.push(layer.name());
+            for parameter in [&lora.a, &lora.b] {
+                arrays.insert(parameter.name.clone(), Array::f32(&parameter.shape, parameter.value.to_vec()));
+            }
+        });
+        if with.is_empty() {
+            return Err(Error::Model(format!("there is no adapter to write to {}; add one first", dir.display())));
+        }
+        std::fs::create_dir_all(dir).map_err(|source| Error::Write { path: dir.into(), source })?;
+        write_arrays(&dir.join(WEIGHTS), &arrays)?;
+        let settings = json!({
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": config.rank,
+            "lora_alpha": whole(config.alpha),
+            "lora_dropout": 0.0,
+            "target_modules": targets(&with, &without),
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "use_rslora": false,
+            "use_dora": false,
+            "modules_to_save": null,
+            "layers_to_transform": null,
+            "layers_pattern": null,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+            "auto_mapping": null,
+            "revision": null,
+        });
+        let path = dir.join(CONFIG);
+        let text = serde_json::to_vec_pretty(&settings).map_err(|source| Error::Json { path: path.clone(), source })?;
+        write_atomically(&path, |out| out.write_all(&text))
+    }
+
+    /// Puts the adapters of a PEFT folder onto the layers they name, frozen. Every tensor of the file must find its
+    /// place. The returned settings name the layers in full.
+    pub fn load_adapter(&mut self, dir: &Path) -> Result<LoraConfig> {
+        let (config, rank_stabilised) = read_settings(&dir.join(CONFIG))?;
+        let path = dir.join(WEIGHTS);
+        let weights = Checkpoint::open_file(&path)?;
+        let mut left: BTreeSet<&str> = weights.names().collect();
+        let mut targets = Vec::new();
+        let mut wrong = None;
+        self.visit_linears_mut(&mut |layer| {
+            let names = [peft_name(layer.name(), "lora_A"), peft_name(layer.name(), "lora_B")];
+            let found = names.each_ref().map(|name| left.remove(name.as_str()));
+            if found == [false, false] || wrong.is_some() {
+                return;
+            }
+            let (outputs, inputs) = (layer.weight.value.rows(), layer.weight.value.cols());
+            let load = || -> Result<Lora> {
+                let rank = weights.shape(&names[0])?[0];
+                let a = weights.load_matrix(&names[0], rank, inputs, LoadAs::F32)?;
+                let b = weights.load_matrix(&names[1], outputs, rank, LoadAs::F32)?;
+                let divisor = if rank_stabilised { (rank as f32).sqrt() } else { rank as f32 };
+                Ok(Lora::from_tensors(layer.name(), a, b, config.alpha / divisor))
+            };
+            match load() {
+                Ok(lora) => {
+                    targets.push(layer.name().to_string());
+                    layer.lora = Some(lora);
+                }
+                Err(error) => wrong = Some(error),
+            }
+        });
+        if let Some(error) = wrong {
+            return Err(error);
+        }
+        if let Some(name) = left.first() {
+            return Err(Error::Tensor {
+                path,
+                name: (*name).into(),
+                problem: format!("({} in all) fits no layer of the model; was the adapter made for another base?", left.len()),
+            });
+        }
+        if targets.is_empty() {
+            return Err(Error::WeightsFile { path, problem: "holds no adapter".into() });
+        }
+        Ok(LoraConfig { targets, ..config })
+    }
+
+    /// Adds every adapter to its base weight and takes it off. The base weights become 32-bit floats in memory.
+    pub fn merge_adapters(&mut self) -> usize {
+        let mut merged = 0;
+        self.visit_linears_mut(&mut |layer| {
+            if let Some(lora) = layer.lora.take() {
+                let mut values = layer.weight.value.to_vec();
+                lora.add_to(&mut values);
+                let (rows, cols) = (layer.weight.value.rows(), layer.weight.value.cols());
+                layer.weight.value = mgsd_compute::Tensor::from_vec(rows, cols, values);
+                merged += 1;
+            }
+        });
+        merged
+    }
+}
+
+impl Lora {
+    /// `weight: [out, in]` row-major `+= scale * B A`, summed in double precision.
+    pub(crate) fn add_to(&self, weight: &mut [f32]) {
+        use rayon::prelude::*;
+        let (rank, inputs) = (self.a.value.rows(), self.a.value.cols());
+        let (a, b) = (self.a.value.to_vec(), self.b.value.to_vec());
+        let rows = weight.par_chunks_exact_mut(inputs).zip(b.par_chunks_exact(rank));
+        rows.for_each(|(weight, b)| {
+            for (column, weight) in weight.iter_mut().enumerate() {
+                let products = b.iter().enumerate().map(|(r, &b)| f64::from(b) * f64::from(a[r * inputs + column]));
+                *weight = (f64::from(*weight) + f64::from(self.scale) * products.sum::<f64>()) as f32;
+            }
+        });
+    }
+}
+
+/// The shortest list that names exactly these layers: last names if they select nothing else, else full names.
+fn targets(with: &[&str], without: &[&str]) -> Vec<String> {
+    let leaf = |name: &&str| name.rsplit('.').next().unwrap_or(name).to_string();
+    let leaves: BTreeSet<String> = with.iter().map(leaf).collect();
+    match without.iter().map(leaf).any(|name| leaves.contains(&name)) {
+        false => leaves.into_iter().collect(),
+        true => with.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// A number as JSON, without a point if it is whole.
+fn whole(number: f32) -> Value {
+    match number.fract() == 0.0 {
+        true => json!(number as i64),
+        false => json!(number),
+    }
+}
+
+/// Rank, alpha, targets, and whether alpha is divided by the root of the rank.
+fn read_settings(path: &Path) -> Result<(LoraConfig, bool)> {
+    let root = read_json(path)?;
+    let section = Section { path, name: "", value: &root };
+    let refuse = |key: &str, only: &str| section.wrong(key, format!("is {}; supported: {only}", root[key]));
+    if root["peft_type"] != "LORA" {
+        return Err(refuse("peft_type", "\"LORA\""));
+    }
+    for key in ["use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"] {
+        if section.flag(key, false)? {
+            return Err(refuse(key, "false"));
+        }
+    }
+    if section.get("bias").is_some_and(|bias| bias != "none") {
+        return Err(refuse("bias", "\"none\""));
+    }
+    for key in ["modules_to_save", "alpha_pattern", "layer_replication"] {
+        let filled = match section.get(key) {
+            None => false,
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(_) => true,
+        };
+        if filled {
+            return Err(refuse(key, "nothing"));
+        }
+    }
+    let alpha = match section.get("lora_alpha").and_then(Value::as_f64) {
+        Some(alpha) if alpha > 0.0 => alpha as f32,
+        _ => return Err(section.wrong("lora_alpha", format!("is {}; expected a positive number", root["lora_alpha"]))),
+    };
+    let config = LoraConfig { rank: section.size("r")?, alpha, targets: Vec::new() };
+    Ok((config, section.flag("use_rslora", false)?))
+}

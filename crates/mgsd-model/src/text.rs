@@ -1,0 +1,402 @@
+//! The text decoder: pre-norm layers of grouped-query attention and a gated feed-forward, on packed sequences.
+//!
+//! A pass forward keeps in [`TextActivations`] what the pass back needs; without a pass back, all layers share one set
+//! of buffers.
+
+use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
+use mgsd_compute::ops::{embedding, rms_norm, rope, rows, swiglu};
+use mgsd_compute::{Tensor, Write};
+
+use crate::batch::Batch;
+use crate::config::TextConfig;
+use crate::linear::{Adapter, Linear};
+use crate::param::Parameter;
+use crate::rope::{RopeTable, text_picks};
+use crate::trace::{Observer, Tap};
+use crate::vision::VisionFeatures;
+
+/// One decoder layer.
+pub struct TextLayer {
+    /// RMSNorm before attention.
+    pub input_norm: Parameter,
+    /// `[heads * head_dim, hidden]`
+    pub q: Linear,
+    /// `[kv_heads * head_dim, hidden]`
+    pub k: Linear,
+    /// `[kv_heads * head_dim, hidden]`
+    pub v: Linear,
+    /// RMSNorm of each query head, before the rotation.
+    pub q_norm: Parameter,
+    /// RMSNorm of each key head, before the rotation.
+    pub k_norm: Parameter,
+    /// `[hidden, heads * head_dim]`
+    pub o: Linear,
+    /// RMSNorm before the feed-forward.
+    pub post_norm: Parameter,
+    /// `[intermediate, hidden]`
+    pub gate: Linear,
+    /// `[intermediate, hidden]`
+    pub up: Linear,
+    /// `[hidden, intermediate]`
+    pub down: Linear,
+}
+
+/// The decoder with its embedding and output projection.
+pub struct TextDecoder {
+    /// `[vocab, hidden]`
+    pub embeddings: Parameter,
+    /// From bottom to top.
+    pub layers: Vec<TextLayer>,
+    /// RMSNorm after the last layer.
+    pub norm: Parameter,
+    /// `[vocab, hidden]`; `None` when the embedding is also the output projection.
+    pub head: Option<Parameter>,
+    pub(crate) config: TextConfig,
+}
+
+/// What one layer leaves for its pass back.
+struct LayerActivations {
+    attn_in: Tensor,
+    q_raw: Tensor,
+    k_raw: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attended: Tensor,
+    log_sum_exp: Tensor,
+    mid: Tensor,
+    mlp_in: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gated: Tensor,
+    /// `x Aᵀ` of q, k, v, o, gate, up, down.
+    low: [Tensor; 7],
+}
+
+/// Gradients on their way down; one set for all layers.
+struct Descent {
+    stream: Tensor,
+    norm: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_raw: Tensor,
+    k_raw: Tensor,
+    attended: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    gated: Tensor,
+    low: Tensor,
+}
+
+/// The decoder's buffers, resized for each batch and never given back.
+pub(crate) struct TextActivations {
+    table: RopeTable,
+    picks: Vec<(usize, usize)>,
+    pub cos: Tensor,
+    pub sin: Tensor,
+    /// Input of each layer, then the last layer's output.
+    streams: Vec<Tensor>,
+    layers: Vec<LayerActivations>,
+    /// After the final norm.
+    pub normed: Tensor,
+    descent: Descent,
+}
+
+/// How the tokens of a pass see each other.
+pub(crate) enum Pass<'a> {
+    /// Whole sequences, nothing kept.
+    Packed { bounds: &'a [usize] },
+    /// Whole sequences whose keys and values go to the caches, token `i` to `slots[i]`, `places[i]`.
+    Prefill { bounds: &'a [usize], caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32] },
+    /// One token a sequence; `lengths[i] = places[i] + 1`.
+    Decode { caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32], lengths: &'a [u32] },
+}
+
+impl LayerActivations {
+    fn new() -> Self {
+        Self {
+            attn_in: Tensor::empty(),
+            q_raw: Tensor::empty(),
+            k_raw: Tensor::empty(),
+            q: Tensor::empty(),
+            k: Tensor::empty(),
+            v: Tensor::empty(),
+            attended: Tensor::empty(),
+            log_sum_exp: Tensor::empty(),
+            mid: Tensor::empty(),
+            mlp_in: Tensor::empty(),
+            gate: Tensor::empty(),
+            up: Tensor::empty(),
+            gated: Tensor::empty(),
+            low: std::array::from_fn(|_| Tensor::empty()),
+        }
+    }
+}
+
+impl TextActivations {
+    pub fn new(config: &TextConfig) -> Self {
+        Self {
+            table: RopeTable::new(config.rope_theta, config.head_dim),
+            picks: text_picks(config.head_dim, config.mrope_section),
+            cos: Tensor::empty(),
+            sin: Tensor::empty(),
+            streams: Vec::new(),
+            layers: Vec::new(),
+            normed: Tensor::empty(),
+            descent: Descent {
+                stream: Tensor::empty(),
+                norm: Tensor::empty(),
+                q: Tensor::empty(),
+                k: Tensor::empty(),
+                v: Tensor::empty(),
+                q_raw: Tensor::empty(),
+                k_raw: Tensor::empty(),
+                attended: Tensor::empty(),
+                gate: Tensor::empty(),
+                up: Tensor::empty(),
+                gated: Tensor::empty(),
+                low: Tensor::empty(),
+            },
+        }
+    }
+
+    /// Makes room for `layers` layers of kept activations (1: nothing is kept).
+    fn reserve(&mut self, layers: usize) {
+        while self.layers.len() < layers {
+            self.layers.push(LayerActivations::new());
+        }
+        while self.streams.len() < layers + 1 {
+            self.streams.push(Tensor::empty());
+        }
+    }
+}
+
+impl TextLayer {
+    /// Norm, projections, head norms and rotation: everything of attention that looks at one token only.
+    fn project(&self, a: &mut LayerActivations, x: &Tensor, cos: &Tensor, sin: &Tensor, eps: f32, adapter: Adapter, observer: &mut Option<(usize, Observer<'_>)>) {
+        rms_norm::forward(&mut a.attn_in, x, &self.input_norm.value, eps);
+        self.q.forward(&mut a.q_raw, &a.attn_in, &mut a.low[0], Write::Set, adapter);
+        self.k.forward(&mut a.k_raw, &a.attn_in, &mut a.low[1], Write::Set, adapter);
+        self.v.forward(&mut a.v, &a.attn_in, &mut a.low[2], Write::Set, adapter);
+        rms_norm::forward(&mut a.q, &a.q_raw, &self.q_norm.value, eps);
+        rms_norm::forward(&mut a.k, &a.k_raw, &self.k_norm.value, eps);
+        if let Some((layer, observe)) = observer {
+            observe(Tap::QueryNorm(*layer), &a.q);
+            observe(Tap::KeyNorm(*layer), &a.k);
+        }
+        rope::forward(&mut a.q, cos, sin);
+        rope::forward(&mut a.k, cos, sin);
+    }
+
+    /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`.
+    fn finish(&self, a: &mut LayerActivations, x: &Tensor, out: &mut Tensor, eps: f32, adapter: Adapter) {
+        a.mid.copy_from(x);
+        self.o.forward(&mut a.mid, &a.attended, &mut a.low[3], Write::Add, adapter);
+        rms_norm::forward(&mut a.mlp_in, &a.mid, &self.post_norm.value, eps);
+        self.gate.forward(&mut a.gate, &a.mlp_in, &mut a.low[4], Write::Set, adapter);
+        self.up.forward(&mut a.up, &a.mlp_in, &mut a.low[5], Write::Set, adapter);
+        swiglu::forward(&mut a.gated, &a.gate, &a.up);
+        out.copy_from(&a.mid);
+        self.down.forward(out, &a.gated, &mut a.low[6], Write::Add, adapter);
+    }
+
+    /// `d.stream` holds the gradient of the layer's output and receives that of its input, unless `through` is false
+    /// (nothing below is trained), when it is left incomplete.
+    fn backward(&mut self, a: &LayerActivations, d: &mut Descent, x: &Tensor, turn: (&Tensor, &Tensor), layout: &Layout, eps: f32, adapter: Adapter, through: bool) {
+        let attention_trained = through || self.attention_trained();
+        let mid_wanted = attention_trained || self.post_norm.is_trainable();
+        let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
+        let d_gated = mlp_wanted.then_some((&mut d.gated, Write::Set));
+        self.down.backward(d_gated, &d.stream, &a.gated, &a.low[6], &mut d.low, adapter);
+        if mlp_wanted {
+            swiglu::backward(&mut d.gate, &mut d.up, &d.gated, &a.gate, &a.up);
+            let into = mid_wanted.then_some((&mut d.norm, Write::Set));
+            self.gate.backward(into, &d.gate, &a.mlp_in, &a.low[4], &mut d.low, adapter);
+            let into = mid_wanted.then_some((&mut d.norm, Write::Add));
+            self.up.backward(into, &d.up, &a.mlp_in, &a.low[5], &mut d.low, adapter);
+        }
+        if mid_wanted {
+            rms_norm::backward(&mut d.stream, self.post_norm.grad.as_mut(), &d.norm, &a.mid, &self.post_norm.value, eps, Write::Add);
+        }
+        if !attention_trained {
+            return;
+        }
+        self.o.backward(Some((&mut d.attended, Write::Set)), &d.stream, &a.attended, &a.low[3], &mut d.low, adapter);
+        attention::backward(&mut d.q, &mut d.k, &mut d.v, &d.attended, &a.attended, &a.log_sum_exp, &a.q, &a.k, &a.v, layout);
+        rope::backward(&mut d.q, turn.0, turn.1);
+        rope::backward(&mut d.k, turn.0, turn.1);
+        rms_norm::backward(&mut d.q_raw, self.q_norm.grad.as_mut(), &d.q, &a.q_raw, &self.q_norm.value, eps, Write::Set);
+        rms_norm::backward(&mut d.k_raw, self.k_norm.grad.as_mut(), &d.k, &a.k_raw, &self.k_norm.value, eps, Write::Set);
+        let into = through || self.input_norm.is_trainable();
+        self.q.backward(into.then_some((&mut d.norm, Write::Set)), &d.q_raw, &a.attn_in, &a.low[0], &mut d.low, adapter);
+        self.k.backward(into.then_some((&mut d.norm, Write::Add)), &d.k_raw, &a.attn_in, &a.low[1], &mut d.low, adapter);
+        self.v.backward(into.then_some((&mut d.norm, Write::Add)), &d.v, &a.attn_in, &a.low[2], &mut d.low, adapter);
+        if into {
+            rms_norm::backward(&mut d.stream, self.input_norm.grad.as_mut(), &d.norm, x, &self.input_norm.value, eps, Write::Add);
+        }
+    }
+
+    fn attention_trained(&self) -> bool {
+        [&self.q, &self.k, &self.v, &self.o].iter().any(|l| l.is_trainable())
+            || [&self.input_norm, &self.q_norm, &self.k_norm].iter().any(|p| p.is_trainable())
+    }
+
+    fn is_trainable(&self) -> bool {
+        let mut any = false;
+        self.visit(&mut |p| any |= p.is_trainable());
+        any
+    }
+
+    /// The linear layers in the order q, k, v, o, gate, up, down.
+    pub fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// The same, mutable.
+    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
+    }
+
+    /// Calls `f` with every parameter of the layer.
+    pub fn visit<'a>(&'a self, f: &mut dyn FnMut(&'a Parameter)) {
+        [&self.input_norm, &self.q_norm, &self.k_norm, &self.post_norm].into_iter().for_each(&mut *f);
+        self.linears().into_iter().for_each(|l| l.visit(f));
+    }
+
+    /// The same, mutable.
+    pub fn visit_mut<'a>(&'a mut self, f: &mut dyn FnMut(&'a mut Parameter)) {
+        let Self { input_norm, q, k, v, q_norm, k_norm, o, post_norm, gate, up, down } = self;
+        [input_norm, q_norm, k_norm, post_norm].into_iter().for_each(&mut *f);
+        [q, k, v, o, gate, up, down].into_iter().for_each(|l| l.visit_mut(f));
+    }
+}
+
+impl TextDecoder {
+    /// The output projection: `[vocab, hidden]`.
+    pub fn head(&self) -> &Parameter {
+        self.head.as_ref().unwrap_or(&self.embeddings)
+    }
+
+    fn layout<'a>(&self, bounds: &'a [usize]) -> Layout<'a> {
+        let c = &self.config;
+        Layout {
+            heads: c.num_attention_heads,
+            kv_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            scale: (c.head_dim as f32).powf(-0.5),
+            mask: Mask::Causal,
+            bounds,
+        }
+    }
+
+    /// Runs the decoder over `ids` at `positions`; the result is `acts.normed`. `features` replace the embeddings at
+    /// their rows and are added again after the first layers (DeepStack). `keep` holds on to what
+    /// [`backward`](Self::backward) needs.
+    pub(crate) fn forward(&self, acts: &mut TextActivations, ids: &[u32], positions: &[[u32; 3]], features: Option<(&[u32], &VisionFeatures)>, mut pass: Pass, adapter: Adapter, keep: bool, mut observer: Option<Observer<'_>>) {
+        let eps = self.config.rms_norm_eps;
+        acts.reserve(if keep { self.layers.len() } else { 1 });
+        acts.table.fill(&mut acts.cos, &mut acts.sin, positions, &acts.picks);
+        embedding::forward(&mut acts.streams[0], ids, &self.embeddings.value);
+        if let Some((rows, features)) = features {
+            rows::scatter(&mut acts.streams[0], &features.merged, rows, Write::Set);
+        }
+        if let Some(observe) = &mut observer {
+            observe(Tap::TextCos, &acts.cos);
+            observe(Tap::TextSin, &acts.sin);
+            observe(Tap::Embedded, &acts.streams[0]);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            let a = &mut acts.layers[if keep { index } else { 0 }];
+            let (x, out) = if keep || index % 2 == 0 {
+                let (below, above) = acts.streams.split_at_mut(if keep { index + 1 } else { 1 });
+                (&below[below.len() - 1], &mut above[0])
+            } else {
+                let (below, above) = acts.streams.split_at_mut(1);
+                (&above[0], &mut below[0])
+            };
+            let mut watch = observer.as_mut().map(|o| (index, &mut **o as Observer));
+            layer.project(a, x, &acts.cos, &acts.sin, eps, adapter, &mut watch);
+            self.attend(a, index, &mut pass);
+            layer.finish(a, x, out, eps, adapter);
+            if let Some(observe) = &mut observer {
+                observe(Tap::LayerIn(index), x);
+                observe(Tap::LayerMid(index), &a.mid);
+                observe(Tap::LayerOut(index), out);
+            }
+            if let Some((rows, features)) = features
+                && let Some(feature) = features.deepstack.get(index)
+            {
+                rows::scatter(out, feature, rows, Write::Add);
+            }
+        }
+        let top = &acts.streams[if keep { self.layers.len() } else { self.layers.len() % 2 }];
+        rms_norm::forward(&mut acts.normed, top, &self.norm.value, eps);
+        if let Some(observe) = &mut observer {
+            observe(Tap::BeforeFinalNorm, top);
+            observe(Tap::FinalNorm, &acts.normed);
+        }
+    }
+
+    fn attend(&self, a: &mut LayerActivations, index: usize, pass: &mut Pass) {
+        match pass {
+            Pass::Packed { bounds } => {
+                attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, &self.layout(bounds));
+            }
+            Pass::Prefill { bounds, caches, slots, places } => {
+                caches[index].store(&a.k, &a.v, slots, places);
+                attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, &self.layout(bounds));
+            }
+            Pass::Decode { caches, slots, places, lengths } => {
+                let layout = self.layout(&[]);
+                caches[index].store(&a.k, &a.v, slots, places);
+                attention::decode(&mut a.attended, &a.q, &caches[index], slots, lengths, layout.heads, layout.scale);
+            }
+        }
+    }
+
+    /// From the gradient of `acts.normed` down to the lowest trained parameter. `d_features` receives the gradient of
+    /// the image features when something of the vision tower is trained.
+    pub(crate) fn backward(&mut self, acts: &mut TextActivations, batch: &Batch, d_normed: &Tensor, mut d_features: Option<&mut VisionFeatures>, adapter: Adapter) {
+        let eps = self.config.rms_norm_eps;
+        let count = self.layers.len();
+        let below = d_features.is_some() || self.embeddings.is_trainable();
+        let lowest = if below { 0 } else { self.layers.iter().position(TextLayer::is_trainable).unwrap_or(count) };
+        if lowest == count && !below && !self.norm.is_trainable() {
+            return;
+        }
+        let d = &mut acts.descent;
+        rms_norm::backward(&mut d.stream, self.norm.grad.as_mut(), d_normed, &acts.streams[count], &self.norm.value, eps, Write::Set);
+        for index in (lowest..count).rev() {
+            if let Some(features) = &mut d_features
+                && let Some(feature) = features.deepstack.get_mut(index)
+            {
+                rows::gather(feature, &d.stream, &batch.image_rows);
+            }
+            let layout = self.layout(&batch.bounds);
+            self.layers[index].backward(&acts.layers[index], d, &acts.streams[index], (&acts.cos, &acts.sin), &layout, eps, adapter, below || index > lowest);
+        }
+        if let Some(features) = d_features {
+            rows::gather(&mut features.merged, &d.stream, &batch.image_rows);
+        }
+        if let Some(grad) = &mut self.embeddings.grad {
+            embedding::backward(grad, &batch.gradient_ids, &d.stream, Some(Batch::REPLACED));
+        }
+    }
+
+    /// Calls `f` with every parameter, from the embedding up.
+    pub fn visit<'a>(&'a self, f: &mut dyn FnMut(&'a Parameter)) {
+        f(&self.embeddings);
+        self.layers.iter().for_each(|layer| layer.visit(f));
+        f(&self.norm);
+        self.head.iter().for_each(f);
+    }
+
+    /// The same, mutable.
+    pub fn visit_mut<'a>(&'a mut self, f: &mut dyn FnMut(&'a mut Parameter)) {
+        f(&mut self.embeddings);
+        self.layers.iter_mut().for_each(|layer| layer.visit_mut(f));
+        f(&mut self.norm);
+        self.head.iter_mut().for_each(f);
+    }
+}

@@ -1,0 +1,102 @@
+//! Instances and pictures on disk.
+
+use crate::{Error, Instance, RenderOptions, Result};
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Writes a file so that it is there whole or not at all: to a temporary name in the same folder, then renamed.
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("tmp{}-{number}", std::process::id()));
+    let fail = |source| Error::Io { path: path.to_owned(), source };
+    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).map_err(|e| {
+        // Best effort: what counts is the first error.
+        let _ = std::fs::remove_file(&temporary);
+        fail(e)
+    })
+}
+
+/// Where the text of an instance lies below a dataset's root: `Maze/level4/text/0007.txt`.
+pub fn text_path(instance: &Instance) -> PathBuf {
+    numbered(instance, "text", "txt")
+}
+
+/// Where the picture of an instance lies below a dataset's root: `Maze/level4/image/0007.png`.
+pub fn image_path(instance: &Instance) -> PathBuf {
+    numbered(instance, "image", "png")
+}
+
+fn numbered(instance: &Instance, kind: &str, extension: &str) -> PathBuf {
+    Path::new(instance.task().dir_name())
+        .join(format!("level{}", instance.level()))
+        .join(kind)
+        .join(format!("{:04}.{extension}", instance.index))
+}
+
+/// Reads an instance text file.
+///
+/// # Errors
+/// When the file cannot be read, or a field is wrong; both name the file.
+pub fn read_instance(path: &Path) -> Result<Instance> {
+    let fail = |source| Error::Io { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    Instance::parse(&text).map_err(|e| match e {
+        Error::Field { field, problem } => {
+            Error::Field { field: format!("{}: {field}", path.display()), problem }
+        }
+        other => Error::Field { field: path.display().to_string(), problem: other.to_string() },
+    })
+}
+
+/// Writes text files, and pictures when `images` says how, in parallel. `written` is called after each instance.
+///
+/// # Errors
+/// When a folder or file cannot be written.
+pub fn write_instances(
+    root: &Path,
+    instances: &[Instance],
+    images: Option<&RenderOptions>,
+    written: impl Fn() + Sync,
+) -> Result<()> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for instance in instances {
+        let paths = [Some(text_path(instance)), images.map(|_| image_path(instance))];
+        for path in paths.into_iter().flatten() {
+            let folder = path.parent().map(|parent| root.join(parent)).unwrap_or_default();
+            if !folders.contains(&folder) {
+                std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+                folders.push(folder);
+            }
+        }
+    }
+    instances.par_iter().try_for_each(|instance| {
+        write_whole(&root.join(text_path(instance)), instance.to_text().as_bytes())?;
+        if let Some(options) = images {
+            let png = instance.board.render(options)?.to_png()?;
+            write_whole(&root.join(image_path(instance)), &png)?;
+        }
+        written();
+        Ok(())
+    })?;
+    // One flush a folder instead of one a file: thousands of small files would take minutes.
+    for folder in &folders {
+        sync_folder(folder)?;
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> Result<()> {
+    let fail = |source| Error::Io { path: folder.to_owned(), source };
+    std::fs::File::open(folder).and_then(|file| file.sync_all()).map_err(fail)
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_folder: &Path) -> Result<()> {
+    Ok(())
+}

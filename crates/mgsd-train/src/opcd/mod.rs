@@ -1,0 +1,246 @@
+//! On-policy context distillation: the student answers from the picture, a teacher that sees the symbolic state scores
+//! the student's own tokens, and the student moves towards the teacher (arXiv 2602.12275; losses: arXiv 2306.13649).
+
+mod rollout;
+mod rows;
+mod teacher;
+
+use crate::error::{Result, TrainError};
+use crate::metrics::Scalars;
+use crate::packing::{MicroBatch, runs};
+use crate::passes::Passes;
+use crate::prefetch::{Prefetch, worker_count};
+use crate::random::derive;
+use crate::recipe::{Loss, Recipe};
+use crate::session::{self, Gradients, Stage};
+use crate::source::Part;
+use crate::{Control, Summary, student};
+use mgsd_compute::Tensor;
+use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads};
+use mgsd_model::linear::Adapter;
+use mgsd_model::model::{Keep, Qwen3Vl};
+use mgsd_model::sampling::Sampling;
+use mgsd_model::weights::Array;
+use rollout::{Response, Roller};
+use rows::{BoardRow, Rows};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use teacher::Teacher;
+
+/// Stream of seeds for rollouts.
+const ROLLOUT: u64 = 0x726f_6c6c;
+/// Stream of seeds for validation responses.
+const VALIDATION: u64 = 0x7661_6c69;
+
+/// Runs an `opcd` recipe.
+pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
+    let rows = Arc::new(Rows::open(recipe)?);
+    let steps = recipe.steps.unwrap_or_else(|| {
+        let boards = recipe.epochs.unwrap_or(1.0) * rows.count().unwrap_or(0) as f64;
+        (boards / recipe.batch.samples_per_step as f64).ceil().max(1.0) as u64
+    });
+    let (session, from) = session::open(recipe, control, steps)?;
+    let student = student::load(recipe)?;
+    let model = &student.model;
+    let mut stage = Distillation {
+        recipe,
+        teacher: Teacher::load(recipe)?,
+        roller: Roller::new(recipe, model, rows.processor())?,
+        passes: Passes::new(&model.config),
+        student_micro: MicroBatch::new(&model.config),
+        teacher_micro: MicroBatch::new(&model.config),
+        teacher_hidden: Tensor::empty(),
+        teacher_log_probs: Vec::new(),
+        prefetch: None,
+        validation: None,
+        rows,
+    };
+    session.run(student, &mut stage, from)
+}
+
+struct Distillation<'a> {
+    recipe: &'a Recipe,
+    rows: Arc<Rows>,
+    teacher: Teacher,
+    roller: Roller,
+    passes: Passes,
+    student_micro: MicroBatch,
+    teacher_micro: MicroBatch,
+    teacher_hidden: Tensor,
+    teacher_log_probs: Vec<f32>,
+    prefetch: Option<Prefetch<Vec<BoardRow>>>,
+    validation: Option<Vec<BoardRow>>,
+}
+
+/// Sums over the response tokens of a step.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    sampled_kl: f64,
+    entropy: f64,
+    /// Largest difference between a token's log-probability when sampled and when trained on.
+    sampler_gap: f64,
+    teacher_seconds: f64,
+    update_seconds: f64,
+}
+
+impl Distillation<'_> {
+    /// Teacher scores and student gradients for some of the step's responses; every token weighs `weight`.
+    fn micro_step(
+        &mut self,
+        model: &mut Qwen3Vl,
+        boards: &[BoardRow],
+        responses: &[Response],
+        weight: f32,
+        sums: &mut Sums,
+    ) -> Result<()> {
+        self.student_micro.clear();
+        self.teacher_micro.clear();
+        for (board, response) in boards.iter().zip(responses) {
+            self.student_micro.push_response(&board.name, &board.student, &response.ids)?;
+            self.teacher_micro.push_response(&board.name, &board.teacher, &response.ids)?;
+        }
+        let began = Instant::now();
+        self.teacher.hidden(model, &mut self.passes, &self.teacher_micro, &mut self.teacher_hidden);
+        sums.teacher_seconds += began.elapsed().as_secs_f64();
+        let began = Instant::now();
+        self.passes.forward(model, &self.student_micro, Adapter::On, Keep::ForBackward);
+        sums.loss += self.loss(model, responses, weight);
+        self.passes.backward(model, &self.student_micro);
+        sums.update_seconds += began.elapsed().as_secs_f64();
+        let stats = &self.passes.stats;
+        let gaps = stats.log_prob.iter().zip(&self.teacher_log_probs);
+        sums.sampled_kl += gaps.map(|(mine, theirs)| f64::from(mine - theirs)).sum::<f64>();
+        let sampled = responses.iter().flat_map(|response| &response.log_probs);
+        let gap = stats.log_prob.iter().zip(sampled).map(|(now, then)| f64::from((now - then).abs()));
+        sums.sampler_gap = gap.fold(sums.sampler_gap, f64::max);
+        sums.entropy += stats.entropy.iter().map(|&entropy| f64::from(entropy)).sum::<f64>();
+        Ok(())
+    }
+
+    /// The loss of `self.student_micro` and the gradient of its hidden states.
+    fn loss(&mut self, model: &mut Qwen3Vl, responses: &[Response], weight: f32) -> f64 {
+        let settings = &self.recipe.opcd;
+        let targets = &self.student_micro.targets;
+        let weights = self.passes.weights(targets.len(), weight);
+        let (head, dhead) = model.head_mut();
+        let teacher_head = self.teacher.own_head().unwrap_or(head);
+        let Passes { hidden, d_hidden, stats, .. } = &mut self.passes;
+        let kind = match settings.loss {
+            Loss::ReverseKl => Some(Divergence::ReverseKl),
+            Loss::ForwardKl => Some(Divergence::ForwardKl),
+            Loss::Jsd => Some(Divergence::Jsd { beta: settings.beta }),
+            Loss::PolicyGradient => None,
+        };
+        let sum = if let Some(kind) = kind {
+            let teacher = loss::Teacher { hidden: &self.teacher_hidden, head: teacher_head, top_k: settings.top_k };
+            let grads = Some(Grads { dhidden: d_hidden, dhead });
+            loss::distill(stats, &mut self.teacher_log_probs, kind, hidden, head, &teacher, targets, &weights, grads)
+        } else {
+            loss::log_probs(stats, &self.teacher_hidden, teacher_head, targets);
+            self.teacher_log_probs.clone_from(&stats.log_prob);
+            let old: Vec<f32> = responses.iter().flat_map(|response| response.log_probs.iter().copied()).collect();
+            let advantage: Vec<f32> = self.teacher_log_probs.iter().zip(&old).map(|(theirs, mine)| theirs - mine).collect();
+            let clip = Clip { low: settings.clip_low, high: settings.clip_high, dual: settings.clip_dual };
+            let grads = Some(Grads { dhidden: d_hidden, dhead });
+            loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads)
+        };
+        self.passes.return_weights(weights);
+        sum
+    }
+
+    /// Cuts the step where student and teacher sequences both fit the limit.
+    fn cuts(&self, boards: &[BoardRow], responses: &[Response]) -> Vec<std::ops::Range<usize>> {
+        let longer = |(board, response): (&BoardRow, &Response)| {
+            board.student.ids.len().max(board.teacher.ids.len()) + response.ids.len()
+        };
+        let lengths: Vec<usize> = boards.iter().zip(responses).map(longer).collect();
+        runs(&lengths, self.recipe.batch.max_tokens_per_micro_batch)
+    }
+}
+
+impl Stage for Distillation<'_> {
+    fn start(&mut self, step: u64, steps: u64) -> Result<()> {
+        let rows = Arc::clone(&self.rows);
+        let count = self.recipe.batch.samples_per_step as u64;
+        self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
+            (step * count..(step + 1) * count).map(|index| rows.row(Part::Train, index)).collect()
+        }));
+        Ok(())
+    }
+
+    fn gradients(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<Gradients> {
+        let next = self.prefetch.as_mut().and_then(Prefetch::next);
+        let boards = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
+        let began = Instant::now();
+        let settings = &self.recipe.opcd;
+        let count = self.recipe.batch.samples_per_step as u64;
+        let sampling = |i: usize| Sampling {
+            temperature: settings.temperature,
+            top_p: settings.top_p,
+            ..Sampling::policy(derive(self.recipe.seed, ROLLOUT, step * count + i as u64))
+        };
+        let responses = self.roller.responses(model, &boards, settings.max_new_tokens, sampling)?;
+        let rollout_seconds = began.elapsed().as_secs_f64();
+        let tokens: usize = responses.iter().map(|response| response.ids.len()).sum();
+        let mut sums = Sums::default();
+        let mut through = 0;
+        for cut in self.cuts(&boards, &responses) {
+            self.micro_step(model, &boards[cut.clone()], &responses[cut], 1.0 / tokens as f32, &mut sums)?;
+            through += self.student_micro.batch.tokens();
+        }
+        let mut scalars = Scalars::default();
+        let sampled = sums.sampled_kl / tokens as f64;
+        let exact = settings.loss == Loss::ReverseKl && settings.top_k.is_none();
+        scalars.put("reverse_kl", if exact { sums.loss } else { sampled });
+        scalars.put("reverse_kl_sampled", sampled);
+        scalars.put("entropy", sums.entropy / tokens as f64);
+        scalars.put("sampler_gap", sums.sampler_gap);
+        rollout::put_scores(&mut scalars, &boards, &responses);
+        scalars.put("rollout_seconds", rollout_seconds);
+        scalars.put("teacher_seconds", sums.teacher_seconds);
+        scalars.put("update_seconds", sums.update_seconds);
+        let samples = boards.into_iter().map(|board| board.name).collect();
+        Ok(Gradients { loss: sums.loss, tokens: through, samples, scalars })
+    }
+
+    fn updated(&mut self, model: &Qwen3Vl) {
+        self.teacher.follow(model);
+    }
+
+    fn evaluate(&mut self, model: &mut Qwen3Vl) -> Result<Scalars> {
+        let boards = match self.validation.take() {
+            Some(boards) => boards,
+            None => {
+                let count = self.rows.validation_count(self.recipe.eval.samples);
+                (0..count as u64).map(|index| self.rows.row(Part::HeldOut, index)).collect::<Result<_>>()?
+            }
+        };
+        let eval = &self.recipe.eval;
+        let sampling = |i: usize| Sampling {
+            temperature: eval.temperature,
+            top_p: eval.top_p,
+            ..Sampling::policy(derive(self.recipe.seed, VALIDATION, i as u64))
+        };
+        let responses = self.roller.responses(model, &boards, self.recipe.opcd.max_new_tokens, sampling)?;
+        let mut scalars = Scalars::default();
+        rollout::put_scores(&mut scalars, &boards, &responses);
+        scalars.put("samples", boards.len() as f64);
+        self.validation = Some(boards);
+        Ok(scalars)
+    }
+
+    fn merit(&self, scalars: &Scalars) -> f64 {
+        scalars.get("success").unwrap_or(f64::NEG_INFINITY)
+    }
+
+    fn store(&self, arrays: &mut BTreeMap<String, Array>) {
+        self.teacher.store(arrays);
+    }
+
+    fn restore(&mut self, path: &Path, arrays: &BTreeMap<String, Array>) -> Result<()> {
+        self.teacher.restore(path, arrays)
+    }
+}

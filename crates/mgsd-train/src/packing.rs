@@ -1,0 +1,135 @@
+//! Samples laid end to end into micro-batches, with the rows that predict labelled tokens.
+
+use crate::error::{Result, TrainError};
+use mgsd_model::batch::Batch;
+use mgsd_model::config::Config;
+use mgsd_model::processor::Prompt;
+use std::ops::Range;
+
+/// One tokenised sample: a sequence, and which of its tokens are to be predicted.
+pub(crate) struct Sample {
+    /// For messages.
+    pub(crate) name: String,
+    pub(crate) prompt: Prompt,
+    /// As long as `prompt.ids`.
+    pub(crate) labelled: Vec<bool>,
+}
+
+impl Sample {
+    /// Cuts off what goes beyond `limit` tokens.
+    ///
+    /// # Errors
+    /// When that would cut into the question: nothing sensible would be left to learn.
+    pub(crate) fn limit(&mut self, limit: usize) -> Result<()> {
+        let first = self.labelled.iter().position(|&labelled| labelled).unwrap_or(self.labelled.len());
+        if first >= limit || first == 0 {
+            return Err(TrainError::Sample {
+                sample: self.name.clone(),
+                what: format!(
+                    "{} tokens, the answer begins at token {first}; expected an answer that begins within the first {limit}. \
+                     Raise batch.max_tokens_per_sample or lower images.max_pixels",
+                    self.prompt.ids.len()
+                ),
+            });
+        }
+        // A later picture must not lose part of its tokens, so only what follows the last label start is cut.
+        let images_end = self.labelled.iter().rposition(|&labelled| !labelled).map_or(0, |last| last + 1);
+        if self.prompt.ids.len() > limit && images_end > limit {
+            return Err(TrainError::Sample {
+                sample: self.name.clone(),
+                what: format!("{} tokens, and a later question lies beyond {limit}; raise batch.max_tokens_per_sample", self.prompt.ids.len()),
+            });
+        }
+        self.prompt.ids.truncate(limit);
+        self.labelled.truncate(limit);
+        Ok(())
+    }
+}
+
+/// Packed sequences and the tokens to predict.
+pub(crate) struct MicroBatch {
+    pub(crate) batch: Batch,
+    /// Rows of the batch whose hidden state predicts `targets`.
+    pub(crate) rows: Vec<u32>,
+    pub(crate) targets: Vec<u32>,
+}
+
+impl MicroBatch {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { batch: Batch::new(config), rows: Vec::new(), targets: Vec::new() }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.batch.clear();
+        self.rows.clear();
+        self.targets.clear();
+    }
+
+    /// Appends a sample; every labelled token is predicted from the row before it.
+    pub(crate) fn push(&mut self, sample: &Sample) -> Result<()> {
+        let start = self.batch.push(&sample.prompt).map_err(|error| named(&sample.name, &error))?;
+        for (at, _) in sample.labelled.iter().enumerate().skip(1).filter(|(_, labelled)| **labelled) {
+            self.rows.push((start + at - 1) as u32);
+            self.targets.push(sample.prompt.ids[at]);
+        }
+        Ok(())
+    }
+
+    /// Appends a prompt and a response; every token of the response is predicted.
+    pub(crate) fn push_response(&mut self, name: &str, prompt: &Prompt, response: &[u32]) -> Result<()> {
+        let start = self.batch.push_with(prompt, response).map_err(|error| named(name, &error))?;
+        let first = start + prompt.ids.len() - 1;
+        self.rows.extend((first..first + response.len()).map(|row| row as u32));
+        self.targets.extend_from_slice(response);
+        Ok(())
+    }
+}
+
+fn named(name: &str, error: &dyn std::fmt::Display) -> TrainError {
+    TrainError::Sample { sample: name.to_string(), what: error.to_string() }
+}
+
+/// Cuts a list of sequence lengths into runs of at most `limit` tokens; a longer sequence is a run of its own.
+pub(crate) fn runs(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (i, &length) in lengths.iter().enumerate() {
+        if i > start && tokens + length > limit {
+            runs.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += length;
+    }
+    if start < lengths.len() {
+        runs.push(start..lengths.len());
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_cover_all_sequences_in_order_and_respect_the_limit() {
+        assert_eq!(runs(&[3, 3, 5, 1, 12, 2], 8), [0..2, 2..4, 4..5, 5..6]);
+        assert_eq!(runs(&[], 8), []);
+        assert_eq!(runs(&[20], 8), [0..1]);
+    }
+
+    fn sample(labels: &str) -> Sample {
+        let labelled: Vec<bool> = labels.chars().map(|c| c == 'x').collect();
+        let prompt = Prompt { ids: (0..labelled.len() as u32).collect(), images: Vec::new() };
+        Sample { name: "s".to_string(), prompt, labelled }
+    }
+
+    #[test]
+    fn only_the_end_of_the_last_answer_is_cut() {
+        let mut long = sample("..xxxx");
+        long.limit(4).unwrap();
+        assert_eq!((long.prompt.ids.len(), long.labelled.len()), (4, 4));
+        assert!(sample("....xx").limit(4).unwrap_err().to_string().contains("begins at token 4"));
+        assert!(sample("..x...xx").limit(4).unwrap_err().to_string().contains("later question"));
+        assert!(sample("....").limit(10).is_err(), "a sample without labels teaches nothing");
+    }
+}

@@ -1,0 +1,62 @@
+//! Forward and backward passes over a micro-batch, with tensors kept from step to step.
+
+use crate::packing::MicroBatch;
+use mgsd_compute::ops::loss::TokenStats;
+use mgsd_compute::ops::rows;
+use mgsd_compute::{Tensor, Write};
+use mgsd_model::config::Config;
+use mgsd_model::linear::Adapter;
+use mgsd_model::model::{Activations, Keep, Qwen3Vl};
+
+/// Buffers of the passes; nothing is allocated in them once the largest batch was seen.
+pub(crate) struct Passes {
+    acts: Activations,
+    /// States at the rows that predict, after [`forward`](Self::forward).
+    pub(crate) hidden: Tensor,
+    /// Gradient of `hidden`, to be filled before [`backward`](Self::backward).
+    pub(crate) d_hidden: Tensor,
+    d_all: Tensor,
+    weights: Vec<f32>,
+    /// Per predicted token, filled by the losses.
+    pub(crate) stats: TokenStats,
+}
+
+impl Passes {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            acts: Activations::new(config),
+            hidden: Tensor::empty(),
+            d_hidden: Tensor::empty(),
+            d_all: Tensor::empty(),
+            weights: Vec::new(),
+            stats: TokenStats::default(),
+        }
+    }
+
+    /// Runs the model and gathers the states that predict the targets into `self.hidden`.
+    pub(crate) fn forward(&mut self, model: &Qwen3Vl, micro: &MicroBatch, adapter: Adapter, keep: Keep) {
+        model.forward(&micro.batch, &mut self.acts, adapter, keep);
+        rows::gather(&mut self.hidden, self.acts.hidden(), &micro.rows);
+    }
+
+    /// The same weight for every predicted token of the micro-batch.
+    pub(crate) fn weights(&mut self, count: usize, weight: f32) -> Vec<f32> {
+        let mut weights = std::mem::take(&mut self.weights);
+        weights.clear();
+        weights.resize(count, weight);
+        weights
+    }
+
+    /// Hands the vector of [`weights`](Self::weights) back for reuse.
+    pub(crate) fn return_weights(&mut self, weights: Vec<f32>) {
+        self.weights = weights;
+    }
+
+    /// Spreads `self.d_hidden` over the batch and adds the gradients of the trained parameters.
+    pub(crate) fn backward(&mut self, model: &mut Qwen3Vl, micro: &MicroBatch) {
+        self.d_all.resize(micro.batch.tokens(), self.hidden.cols());
+        self.d_all.fill(0.0);
+        rows::scatter(&mut self.d_all, &self.d_hidden, &micro.rows, Write::Set);
+        model.backward(&micro.batch, &mut self.acts, &self.d_all);
+    }
+}

@@ -1,0 +1,282 @@
+//! Training recipes: TOML files in which every key is known, documented and checked.
+//!
+//! A recipe is read with [`Recipe::load`], `--set key=value` changes are applied to the TOML before it is checked, so
+//! that a changed recipe obeys the same rules as a written one.
+
+use crate::error::{Result, TrainError};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+mod check;
+mod sections;
+
+pub use sections::*;
+
+/// Everything that decides a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Which loop: `pretrain`, `sft` or `opcd`.
+    pub kind: Kind,
+    /// Decides the shuffles, the generated boards, random initial weights and what is sampled.
+    #[serde(default)]
+    pub seed: u64,
+    /// Optimiser steps to take. Give this or `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the data file. Give this or `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
+    /// What is trained and where it goes.
+    pub model: Model,
+    /// What it is trained on.
+    #[serde(default)]
+    pub data: Data,
+    /// Which texts frame the boards.
+    #[serde(default)]
+    pub prompts: Prompts,
+    /// How large pictures reach the vision tower.
+    #[serde(default)]
+    pub images: Images,
+    /// AdamW.
+    #[serde(default)]
+    pub optimiser: Optimiser,
+    /// Learning rate over time.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// How many samples a step takes, and how they are packed.
+    #[serde(default)]
+    pub batch: Batching,
+    /// On-policy distillation; only for `kind = "opcd"`.
+    #[serde(default)]
+    pub opcd: Opcd,
+    /// Measuring on held-out samples during training.
+    #[serde(default)]
+    pub eval: Eval,
+    /// What is kept on disk.
+    #[serde(default)]
+    pub checkpoint: Checkpointing,
+    /// What is written about the run.
+    #[serde(default)]
+    pub metrics: Metrics,
+}
+
+/// The three training loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Supervised from random weights.
+    Pretrain,
+    /// Supervised fine-tuning of a checkpoint.
+    Sft,
+    /// On-policy context distillation.
+    Opcd,
+}
+
+impl Recipe {
+    /// Reads a recipe file and applies `key=value` changes.
+    ///
+    /// # Errors
+    /// Names the file, the key, its value and what was expected.
+    pub fn load(path: &Path, changes: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(TrainError::io(path, "the recipe cannot be read"))?;
+        Self::parse(&path.display().to_string(), &text, changes)
+    }
+
+    /// Like [`load`](Self::load) for a text in memory; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse(name: &str, text: &str, changes: &[String]) -> Result<Self> {
+        let mut table: toml::Table = toml::from_str(text).map_err(|error| TrainError::Recipe {
+            file: name.to_string(),
+            key: "(file)".to_string(),
+            value: None,
+            expected: format!("not valid TOML: {error}"),
+        })?;
+        for change in changes {
+            apply_change(name, &mut table, change)?;
+        }
+        let tree = toml::Value::Table(table);
+        let recipe: Self =
+            serde_path_to_error::deserialize(tree.clone()).map_err(|error| describe(name, &tree, &error))?;
+        recipe.check(name)?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML with every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe holds nothing that TOML cannot say")
+    }
+}
+
+/// `a.b.c=value`: the value is TOML when it reads as TOML, else a string.
+fn apply_change(name: &str, table: &mut toml::Table, change: &str) -> Result<()> {
+    let bad = |key: &str, expected: String| TrainError::Recipe {
+        file: format!("{name} with --set"),
+        key: key.to_string(),
+        value: None,
+        expected,
+    };
+    let Some((key, text)) = change.split_once('=') else {
+        return Err(bad(change, "expected key=value, for example --set optimiser.lr=1e-4".to_string()));
+    };
+    let key = key.trim();
+    let value = parse_value(text.trim());
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let Some(last) = parts.pop().filter(|last| !last.is_empty() && parts.iter().all(|part| !part.is_empty())) else {
+        return Err(bad(key, "expected a dotted key such as optimiser.lr".to_string()));
+    };
+    let mut here = Slot::Table(table);
+    for part in &parts {
+        here = here.enter(part).ok_or_else(|| bad(key, format!("`{part}` is not a section of this recipe")))?;
+    }
+    here.set(last, value).ok_or_else(|| bad(key, format!("`{last}` is not an entry of this list")))
+}
+
+/// A place in the TOML tree that a dotted key walks through; lists are entered by number.
+enum Slot<'a> {
+    Table(&'a mut toml::Table),
+    List(&'a mut Vec<toml::Value>),
+}
+
+impl<'a> Slot<'a> {
+    fn enter(self, part: &str) -> Option<Slot<'a>> {
+        let value = match self {
+            Slot::Table(table) => table.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new())),
+            Slot::List(list) => list.get_mut(part.parse::<usize>().ok()?)?,
+        };
+        match value {
+            toml::Value::Table(table) => Some(Slot::Table(table)),
+            toml::Value::Array(list) => Some(Slot::List(list)),
+            _ => None,
+        }
+    }
+
+    fn set(self, last: &str, value: toml::Value) -> Option<()> {
+        match self {
+            Slot::Table(table) => {
+                table.insert(last.to_string(), value);
+            }
+            Slot::List(list) => *list.get_mut(last.parse::<usize>().ok()?)? = value,
+        }
+        Some(())
+    }
+}
+
+fn parse_value(text: &str) -> toml::Value {
+    toml::from_str::<toml::Table>(&format!("v = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(text.to_string()))
+}
+
+/// Turns serde's error into file, key, value and expectation.
+fn describe(name: &str, tree: &toml::Value, error: &serde_path_to_error::Error<toml::de::Error>) -> TrainError {
+    let message = error.inner().message().to_string();
+    let mut value = Some(tree);
+    let mut keys: Vec<String> = Vec::new();
+    for segment in error.path().iter() {
+        use serde_path_to_error::Segment;
+        value = match segment {
+            Segment::Map { key } => {
+                keys.push(key.clone());
+                value.and_then(|value| value.get(key))
+            }
+            Segment::Seq { index } => {
+                keys.push(index.to_string());
+                value.and_then(|value| value.get(*index))
+            }
+            _ => value,
+        };
+    }
+    // An unknown or missing field is named in serde's message; make it the key that the reader must look for.
+    for start in ["missing field `", "unknown field `"] {
+        if let Some(field) = message.strip_prefix(start).and_then(|rest| rest.split('`').next()) {
+            if keys.last().map(String::as_str) != Some(field) {
+                keys.push(field.to_string());
+                value = value.and_then(|value| value.get(field));
+            }
+        }
+    }
+    let written = value.filter(|value| !value.is_table()).map(ToString::to_string);
+    let key = if keys.is_empty() { "(file)".to_string() } else { keys.join(".") };
+    TrainError::Recipe { file: name.to_string(), key, value: written, expected: message }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+kind = "sft"
+steps = 10
+[model]
+base = "base"
+out = "out"
+[[data.mix]]
+kind = "sharegpt"
+file = "sft.json"
+"#;
+
+    fn message(text: &str, changes: &[&str]) -> String {
+        let changes: Vec<String> = changes.iter().map(|change| (*change).to_string()).collect();
+        Recipe::parse("r.toml", text, &changes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_change_reaches_sections_lists_and_strings() {
+        let changes = ["optimiser.lr=3e-4", "model.out=runs/a b", "data.mix.0.weight=2", "opcd.teacher=self"];
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        let recipe = Recipe::parse("r.toml", SMALL, &changes).unwrap();
+        assert_eq!(recipe.optimiser.lr, 3e-4);
+        assert_eq!(recipe.model.out, Path::new("runs/a b"));
+        assert_eq!(recipe.data.mix[0].weight, 2.0);
+        assert_eq!(recipe.opcd.teacher, TeacherKind::Student);
+    }
+
+    #[test]
+    fn a_recipe_survives_being_written_with_all_defaults() {
+        let recipe = Recipe::parse("r.toml", SMALL, &[]).unwrap();
+        assert_eq!(Recipe::parse("again", &recipe.to_toml(), &[]).unwrap(), recipe);
+    }
+
+    #[test]
+    fn errors_name_file_key_value_and_expectation() {
+        let text = message(SMALL, &["optimiser.lr=\"fast\""]);
+        for part in ["r.toml", "`optimiser.lr`", "\"fast\"", "expected f64"] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+        let text = message(SMALL, &["optimiser.learning_rate=1"]);
+        for part in ["`optimiser.learning_rate`", "the value 1", "unknown field", "`lr`"] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+        let text = message(SMALL, &["optimiser.lr=-1"]);
+        assert_eq!(text, "r.toml: key `optimiser.lr` has the value -1: expected a number above 0");
+        let text = message(SMALL, &["kind=ppo"]);
+        for part in ["`kind`", "\"ppo\"", "`pretrain`, `sft`, `opcd`"] {
+            assert!(text.contains(part), "{part} not in {text}");
+        }
+        let text = message("kind = \"sft\"\nsteps = 1\n[model]\nbase = \"b\"\n", &[]);
+        assert!(text.contains("`model.out`") && text.contains("missing field"), "{text}");
+        assert!(message(SMALL, &["epochs=2"]).contains("exactly one of"));
+        assert!(message(SMALL, &["optimiser"]).contains("expected key=value"));
+        assert!(message(SMALL, &["data.mix.3.weight=1"]).contains("not a section"));
+        assert!(message("kind = sft", &[]).contains("not valid TOML"));
+    }
+
+    #[test]
+    fn every_recipe_of_the_repository_reads() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+                count += 1;
+            }
+        }
+        assert!(count >= 7, "{count} recipes");
+    }
+}

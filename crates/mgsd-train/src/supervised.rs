@@ -1,0 +1,169 @@
+//! Supervised training: pretraining from random weights and supervised fine-tuning share everything but their start.
+
+use crate::error::{Result, TrainError};
+use crate::metrics::Scalars;
+use crate::packing::{MicroBatch, Sample, runs};
+use crate::passes::Passes;
+use crate::prefetch::{Pool, Prefetch, worker_count};
+use crate::recipe::Recipe;
+use crate::session::{self, Gradients, Stage};
+use crate::source::{Part, Source};
+use crate::student;
+use crate::{Control, Summary};
+use mgsd_compute::ops::loss::{self, Grads};
+use mgsd_model::config::Config;
+use mgsd_model::linear::Adapter;
+use mgsd_model::model::{Keep, Qwen3Vl};
+use mgsd_model::weights::Array;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Runs a `pretrain` or `sft` recipe.
+pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
+    let source = Arc::new(Source::open(recipe)?);
+    let steps = step_count(recipe, &source);
+    let (session, from) = session::open(recipe, control, steps)?;
+    let student = student::load(recipe)?;
+    let mut stage = Supervised::new(recipe, source, &student.model);
+    session.run(student, &mut stage, from)
+}
+
+/// Steps as given, or as many as the epochs over the data files need.
+fn step_count(recipe: &Recipe, source: &Source) -> u64 {
+    recipe.steps.unwrap_or_else(|| {
+        let samples = recipe.epochs.unwrap_or(1.0) * source.samples_per_epoch();
+        (samples / recipe.batch.samples_per_step as f64).ceil().max(1.0) as u64
+    })
+}
+
+/// Everything of one step, prepared ahead.
+struct StepData {
+    micro_batches: Vec<MicroBatch>,
+    names: Vec<String>,
+    labelled: usize,
+    tokens: usize,
+}
+
+/// Packs samples into micro-batches.
+fn pack(samples: &[Sample], limit: usize, config: &Config, pool: &Pool<MicroBatch>) -> Result<StepData> {
+    let lengths: Vec<usize> = samples.iter().map(|sample| sample.prompt.ids.len()).collect();
+    let mut micro_batches = Vec::new();
+    for run in runs(&lengths, limit) {
+        let mut micro = pool.take(|| MicroBatch::new(config));
+        micro.clear();
+        for sample in &samples[run] {
+            micro.push(sample)?;
+        }
+        micro_batches.push(micro);
+    }
+    Ok(StepData {
+        labelled: micro_batches.iter().map(|micro| micro.targets.len()).sum(),
+        tokens: lengths.iter().sum(),
+        names: samples.iter().map(|sample| sample.name.clone()).collect(),
+        micro_batches,
+    })
+}
+
+struct Supervised<'a> {
+    recipe: &'a Recipe,
+    source: Arc<Source>,
+    config: Config,
+    pool: Arc<Pool<MicroBatch>>,
+    prefetch: Option<Prefetch<StepData>>,
+    held_out: Option<StepData>,
+    passes: Passes,
+}
+
+impl<'a> Supervised<'a> {
+    fn new(recipe: &'a Recipe, source: Arc<Source>, model: &Qwen3Vl) -> Self {
+        let passes = Passes::new(&model.config);
+        let config = model.config.clone();
+        Self { recipe, source, config, pool: Arc::default(), prefetch: None, held_out: None, passes }
+    }
+
+    fn held_out(&mut self) -> Result<&StepData> {
+        if self.held_out.is_none() {
+            let count = self.source.held_out_count(self.recipe.eval.samples);
+            let samples: Vec<Sample> =
+                (0..count as u64).map(|index| self.source.sample(Part::HeldOut, index)).collect::<Result<_>>()?;
+            let limit = self.recipe.batch.max_tokens_per_micro_batch;
+            self.held_out = Some(pack(&samples, limit, &self.config, &Pool::default())?);
+        }
+        self.held_out.as_ref().ok_or_else(|| TrainError::other("evaluation")("no held-out samples"))
+    }
+}
+
+/// Loss of a micro-batch, `weight` a token; with [`Keep::ForBackward`] also the gradients.
+fn pass(passes: &mut Passes, model: &mut Qwen3Vl, micro: &MicroBatch, weight: f32, keep: Keep) -> f64 {
+    passes.forward(model, micro, Adapter::On, keep);
+    let weights = passes.weights(micro.rows.len(), weight);
+    let (head, dhead) = model.head_mut();
+    let Passes { hidden, d_hidden, stats, .. } = passes;
+    let grads = (keep == Keep::ForBackward).then_some(Grads { dhidden: d_hidden, dhead });
+    let sum = loss::cross_entropy(stats, hidden, head, &micro.targets, &weights, grads);
+    passes.return_weights(weights);
+    if keep == Keep::ForBackward {
+        passes.backward(model, micro);
+    }
+    sum
+}
+
+impl Stage for Supervised<'_> {
+    fn start(&mut self, step: u64, steps: u64) -> Result<()> {
+        let (source, pool, config) = (Arc::clone(&self.source), Arc::clone(&self.pool), self.config.clone());
+        let batch = self.recipe.batch;
+        self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
+            let first = step * batch.samples_per_step as u64;
+            let samples: Vec<Sample> = (first..first + batch.samples_per_step as u64)
+                .map(|index| source.sample(Part::Train, index))
+                .collect::<Result<_>>()?;
+            pack(&samples, batch.max_tokens_per_micro_batch, &config, &pool)
+        }));
+        Ok(())
+    }
+
+    fn gradients(&mut self, model: &mut Qwen3Vl, _step: u64) -> Result<Gradients> {
+        let next = self.prefetch.as_mut().and_then(Prefetch::next);
+        let data = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
+        let weight = 1.0 / data.labelled as f32;
+        let (mut sum, mut correct) = (0.0, 0);
+        for micro in &data.micro_batches {
+            sum += pass(&mut self.passes, model, micro, weight, Keep::ForBackward);
+            correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
+        }
+        data.micro_batches.into_iter().for_each(|micro| self.pool.give(micro));
+        let mut scalars = Scalars::default();
+        scalars.put("accuracy", correct as f64 / data.labelled as f64);
+        Ok(Gradients { loss: sum, tokens: data.tokens, samples: data.names, scalars })
+    }
+
+    fn updated(&mut self, _model: &Qwen3Vl) {}
+
+    fn evaluate(&mut self, model: &mut Qwen3Vl) -> Result<Scalars> {
+        self.held_out()?;
+        let Some(data) = self.held_out.take() else { return Ok(Scalars::default()) };
+        let weight = 1.0 / data.labelled as f32;
+        let (mut sum, mut correct) = (0.0, 0);
+        for micro in &data.micro_batches {
+            sum += pass(&mut self.passes, model, micro, weight, Keep::Nothing);
+            correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
+        }
+        let mut scalars = Scalars::default();
+        scalars.put("loss", sum);
+        scalars.put("accuracy", correct as f64 / data.labelled as f64);
+        scalars.put("samples", data.names.len() as f64);
+        self.held_out = Some(data);
+        Ok(scalars)
+    }
+
+    fn merit(&self, scalars: &Scalars) -> f64 {
+        -scalars.get("loss").unwrap_or(f64::INFINITY)
+    }
+
+    fn store(&self, _arrays: &mut BTreeMap<String, Array>) {}
+
+    fn restore(&mut self, _path: &Path, _arrays: &BTreeMap<String, Array>) -> Result<()> {
+        Ok(())
+    }
+}

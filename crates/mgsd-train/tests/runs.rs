@@ -1,0 +1,229 @@
+//! Whole runs on a tiny model: resuming, stopping, refusing, and what each loss and teacher does.
+
+use mgsd_train::{Control, Phase, Progress, Recipe, Result, Scalars, Summary, TrainError, run};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn tiny_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../mgsd-model/tests/data/tiny-qwen3vl")
+}
+
+const BOARDS: &str = r#"
+[data]
+image_size = 64
+[data.tasks.frozenlake]
+levels = [3]
+random_start_goal = true
+[data.tasks.maze]
+levels = [3]
+[prompts]
+set = "compact"
+[images]
+min_pixels = 1024
+max_pixels = 4096
+[batch]
+samples_per_step = 3
+max_tokens_per_micro_batch = 256
+[metrics]
+tensorboard = false
+"#;
+
+/// A recipe for `kind`, six steps long, with `changes`.
+fn recipe(kind: &str, out: &Path, changes: &[&str]) -> Recipe {
+    let mut text = format!("kind = \"{kind}\"\nsteps = 6\n[model]\nbase = {:?}\nout = {:?}\n", tiny_model(), out);
+    text.push_str(BOARDS);
+    if kind == "opcd" {
+        text.push_str("[opcd]\nmax_new_tokens = 8\nrollout_batch = 2\n");
+    } else {
+        text.push_str("[[data.mix]]\nkind = \"read_image\"\n[[data.mix]]\nkind = \"plan_text\"\n");
+    }
+    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    Recipe::parse("test.toml", &text, &changes).unwrap()
+}
+
+/// Runs, raising the stop flag after step `stop_after`; returns the reports of the training steps too.
+fn go(recipe: &Recipe, resume: bool, stop_after: u64) -> (Result<Summary>, Vec<Scalars>) {
+    let stop = AtomicBool::new(false);
+    let reports = RefCell::new(Vec::new());
+    let progress = |progress: &Progress| {
+        if progress.phase == Phase::Train {
+            reports.borrow_mut().push(progress.scalars.clone());
+        }
+        if progress.step == stop_after {
+            stop.store(true, Ordering::SeqCst);
+        }
+    };
+    let result = run(recipe, &Control { stop: &stop, resume, progress: Some(&progress) });
+    (result, reports.into_inner())
+}
+
+const NEVER: u64 = u64::MAX;
+
+/// Every file below `folder` with its bytes.
+fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+fn losses(reports: &[Scalars]) -> Vec<f64> {
+    reports.iter().map(|scalars| scalars.get("loss").unwrap()).collect()
+}
+
+/// Six steps straight and three, a stop, and three more give the same bytes.
+fn resumes_to_the_same_bytes(kind: &str, changes: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (straight, resumed) = (folder.path().join("straight"), folder.path().join("resumed"));
+    let (summary, reports) = go(&recipe(kind, &straight, changes), false, NEVER);
+    let summary = summary.unwrap();
+    let (stopped, mut first) = go(&recipe(kind, &resumed, changes), false, 3);
+    match stopped {
+        Err(TrainError::Interrupted { step: 3, checkpoint }) => assert!(checkpoint.ends_with("checkpoint-3")),
+        other => panic!("expected an interruption after step 3, got {other:?}"),
+    }
+    let (again, second) = go(&recipe(kind, &resumed, changes), true, NEVER);
+    let again = again.unwrap();
+    first.extend(second);
+    assert_eq!(losses(&reports), losses(&first));
+    let (one, other) = (contents(&summary.result), contents(&again.result));
+    assert!(one.iter().any(|(name, _)| name.ends_with(".safetensors")));
+    assert!(one == other, "the results differ");
+    let lines = std::fs::read_to_string(resumed.join("metrics.jsonl")).unwrap();
+    assert_eq!(lines.lines().filter(|line| line.contains("\"train\"")).count(), 6);
+}
+
+#[test]
+fn sft_of_all_weights_resumes_to_the_same_bytes() {
+    resumes_to_the_same_bytes("sft", &["optimiser.lr=1e-3", "eval.every=2", "eval.samples=4"]);
+}
+
+#[test]
+fn sft_of_an_adapter_resumes_to_the_same_bytes() {
+    resumes_to_the_same_bytes("sft", &["model.adapter={rank=4, alpha=8}", "optimiser.lr=1e-2"]);
+}
+
+#[test]
+fn opcd_of_all_weights_resumes_to_the_same_bytes() {
+    resumes_to_the_same_bytes("opcd", &["optimiser.lr=1e-4"]);
+}
+
+#[test]
+fn opcd_of_an_adapter_with_an_averaging_teacher_resumes_to_the_same_bytes() {
+    let changes = ["model.adapter={rank=4, alpha=8}", "optimiser.lr=1e-2", "opcd.teacher=ema", "opcd.ema_decay=0.5"];
+    resumes_to_the_same_bytes("opcd", &changes);
+}
+
+#[test]
+fn pretraining_starts_from_the_seed_and_learns() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["steps=40", "optimiser.lr=5e-3", "batch.samples_per_step=4", "eval.every=40", "eval.samples=4"];
+    let (summary, reports) = go(&recipe("pretrain", &folder.path().join("a"), &changes), false, NEVER);
+    let losses = losses(&reports);
+    assert!(losses[0] > 5.0, "random weights guess among 600 tokens: {}", losses[0]);
+    assert!(losses[39] < 0.6 * losses[0], "{losses:?}");
+    let summary = summary.unwrap();
+    assert!(summary.eval.unwrap().get("loss").unwrap() < 0.7 * losses[0]);
+    assert!(summary.best.unwrap().1.join("model.safetensors").is_file());
+}
+
+#[test]
+fn checkpoints_beyond_keep_go_away_and_torn_ones_are_not_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe("sft", folder.path(), &["checkpoint.every=1", "checkpoint.keep=2", "steps=4", "schedule.shape=constant"]);
+    go(&recipe, false, NEVER).0.unwrap();
+    let mut names: Vec<String> = contents_names(folder.path(), "checkpoint-");
+    names.sort();
+    assert_eq!(names, ["checkpoint-3", "checkpoint-4"]);
+    // What a killed process leaves: a folder under its temporary name, and one without its state file.
+    std::fs::create_dir(folder.path().join("checkpoint-9.tmp")).unwrap();
+    std::fs::create_dir(folder.path().join("checkpoint-8")).unwrap();
+    let longer = Recipe { steps: Some(5), ..recipe };
+    let (summary, reports) = go(&longer, true, NEVER);
+    assert_eq!((summary.unwrap().steps, reports.len()), (5, 1));
+}
+
+fn contents_names(folder: &Path, prefix: &str) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with(prefix)).collect()
+}
+
+#[test]
+fn an_old_run_is_neither_overwritten_nor_continued_with_another_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["checkpoint.every=2", "steps=2"];
+    go(&recipe("sft", folder.path(), &changes), false, NEVER).0.unwrap();
+    let text = go(&recipe("sft", folder.path(), &changes), false, NEVER).0.unwrap_err().to_string();
+    assert!(text.contains("checkpoint-2") && text.contains("--resume"), "{text}");
+    let other = recipe("sft", folder.path(), &["checkpoint.every=2", "steps=2", "optimiser.lr=0.5"]);
+    let text = go(&other, true, NEVER).0.unwrap_err().to_string();
+    assert!(text.contains("optimiser.lr"), "{text}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_step_samples_and_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["optimiser.lr=1e30", "checkpoint.every=1", "schedule.shape=constant"];
+    let error = go(&recipe("sft", folder.path(), &changes), false, NEVER).0.unwrap_err();
+    let text = error.to_string();
+    let TrainError::NonFinite { step, samples, checkpoint, .. } = error else { panic!("{text}") };
+    assert!(step > 1 && samples.len() == 3, "{text}");
+    let checkpoint = checkpoint.unwrap();
+    assert!(checkpoint.ends_with(format!("checkpoint-{}", step - 1)) && checkpoint.join("state.json").is_file());
+    assert!(text.contains("frozenlake") || text.contains("maze"), "{text}");
+}
+
+#[test]
+fn a_base_shared_under_an_adapter_teaches_like_a_copy_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = ["model.adapter={rank=4, alpha=8}", "optimiser.lr=1e-2", "steps=3"];
+    let base = format!("opcd.teacher_model={}", tiny_model().display());
+    let shared = go(&recipe("opcd", &folder.path().join("shared"), &adapter), false, NEVER).1;
+    let mut changes = adapter.to_vec();
+    changes.extend(["opcd.teacher=folder", base.as_str()]);
+    let copied = go(&recipe("opcd", &folder.path().join("copied"), &changes), false, NEVER).1;
+    assert_eq!(losses(&shared), losses(&copied));
+    assert_eq!(shared.len(), 3);
+}
+
+#[test]
+fn the_sampler_and_the_trainer_agree_on_every_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let (summary, reports) = go(&recipe("opcd", folder.path(), &["steps=2", "optimiser.lr=1e-4"]), false, NEVER);
+    summary.unwrap();
+    for scalars in &reports {
+        assert!(scalars.get("sampler_gap").unwrap() < 1e-3, "{scalars:?}");
+    }
+}
+
+#[test]
+fn every_loss_and_teacher_takes_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    for loss in ["reverse-kl", "forward-kl", "jsd", "policy-gradient"] {
+        for teacher in ["base", "self", "ema"] {
+            let out = folder.path().join(format!("{loss}-{teacher}"));
+            let changes = [format!("opcd.loss={loss}"), format!("opcd.teacher={teacher}"), "steps=1".to_string()];
+            let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+            let (summary, _) = go(&recipe("opcd", &out, &changes), false, NEVER);
+            let summary = summary.unwrap_or_else(|error| panic!("{loss} {teacher}: {error}"));
+            assert!(summary.metrics.get("grad_norm").unwrap() > 0.0, "{loss} {teacher}");
+        }
+    }
+    let top_k = ["steps=1", "opcd.top_k=5"];
+    go(&recipe("opcd", &folder.path().join("top"), &top_k), false, NEVER).0.unwrap();
+}
+
+#[test]
+fn distillation_brings_the_student_towards_the_teacher() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["steps=25", "optimiser.lr=2e-3", "batch.samples_per_step=6", "schedule.shape=constant"];
+    let (summary, reports) = go(&recipe("opcd", folder.path(), &changes), false, NEVER);
+    assert_eq!(summary.unwrap().steps, 25);
+    let mean = |part: &[Scalars]| losses(part).iter().sum::<f64>() / part.len() as f64;
+    let (before, after) = (mean(&reports[..3]), mean(&reports[22..]));
+    assert!(after < 0.7 * before, "reverse KL {before} -> {after}");
+}

@@ -1,0 +1,170 @@
+//! `mgsd data`: training files from boards, and perception answers scored.
+
+use super::tasks::{Instances, response_rows, write_lines};
+use crate::console::Console;
+use mgsd_data::opcd::{self, RowOrder, SelectOptions};
+use mgsd_data::prompts::{Prompts, ReferencePlan};
+use mgsd_data::{folder, perception_sft};
+use mgsd_tasks::{Task, perception};
+use std::path::{Path, PathBuf};
+
+/// Turn boards into training files, and score perception answers.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    Perception(Perception),
+    ScorePerception(ScorePerception),
+    Opcd(Opcd),
+}
+
+/// Write perception questions with their answers as LLaMA-Factory sharegpt records.
+///
+/// Example: mgsd data perception --data data --out sft.json
+#[derive(clap::Args)]
+pub struct Perception {
+    /// Task folder with pictures, as `mgsd tasks generate` writes it.
+    #[arg(long)]
+    data: PathBuf,
+    /// JSON file to write; dataset_info.json goes beside it.
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    which: Which,
+    /// Texts around the boards: standard, compact, or a folder.
+    #[arg(long, default_value = "standard")]
+    prompts: String,
+}
+
+/// Score perception answers question by question, one JSON object a row.
+///
+/// Example: mgsd data score-perception --rows answers.jsonl --root data
+#[derive(clap::Args)]
+pub struct ScorePerception {
+    /// JSON lines {"id", "task", "instance", "answer"}.
+    #[arg(long)]
+    rows: PathBuf,
+    /// Folder that the rows' instance paths start from.
+    #[arg(long)]
+    root: PathBuf,
+    /// File to write; default: standard output.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Write the rows of the distillation stage as JSON and parquet.
+///
+/// Example: mgsd data opcd --train data/train --val data/val --out opcd --shuffle
+#[derive(clap::Args)]
+pub struct Opcd {
+    /// Task folder of the training boards.
+    #[arg(long)]
+    train: PathBuf,
+    /// Task folder of the validation boards.
+    #[arg(long)]
+    val: PathBuf,
+    /// Folder to write train.json, train.parquet, val.json and val.parquet to.
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    which: Which,
+    /// Take this many boards of each task and level at random.
+    #[arg(long)]
+    sample_per_level: Option<usize>,
+    /// The same for the validation boards.
+    #[arg(long)]
+    val_sample_per_level: Option<usize>,
+    /// Do not show the teacher a reference plan.
+    #[arg(long)]
+    no_reference_plan: bool,
+    /// Shuffle the training rows.
+    #[arg(long)]
+    shuffle: bool,
+    /// Seed of sampling and shuffling.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Texts around the boards: standard, compact, or a folder.
+    #[arg(long, default_value = "standard")]
+    prompts: String,
+}
+
+/// Which boards of a folder.
+#[derive(clap::Args)]
+pub struct Which {
+    /// Tasks to take; default: all.
+    #[arg(long, value_delimiter = ',')]
+    pub tasks: Vec<Task>,
+    /// Levels to take; default: all.
+    #[arg(long, value_delimiter = ',')]
+    pub levels: Vec<usize>,
+}
+
+impl Which {
+    pub fn filter(&self) -> folder::Filter {
+        folder::Filter { tasks: self.tasks.clone(), levels: self.levels.clone() }
+    }
+}
+
+pub fn run(command: Command, console: &Console) -> anyhow::Result<()> {
+    match command {
+        Command::Perception(args) => perception_records(&args, console),
+        Command::ScorePerception(args) => score_perception(&args, console),
+        Command::Opcd(args) => opcd_rows(&args, console),
+    }
+}
+
+/// The folder a file lies in.
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn perception_records(args: &Perception, console: &Console) -> anyhow::Result<()> {
+    let examples = folder::read(&args.data, &args.which.filter())?;
+    let records = perception_sft::records(&examples, &Prompts::open(&args.prompts)?, folder_of(&args.out))?;
+    perception_sft::write(&args.out, &records)?;
+    console.say(format_args!("{} records in {}", records.len(), args.out.display()));
+    console.result(&serde_json::json!({"records": records.len(), "out": args.out}))
+}
+
+fn score_perception(args: &ScorePerception, console: &Console) -> anyhow::Result<()> {
+    let rows = response_rows(&args.rows)?;
+    let mut instances = Instances::below(&args.root);
+    let (mut lines, mut exact) = (String::new(), 0_usize);
+    for row in &rows {
+        let score = perception::score(&instances.of(row)?.board, row.response.as_deref().unwrap_or_default());
+        let mut object = serde_json::Map::new();
+        object.insert("id".to_string(), row.id.clone());
+        object.extend(score.questions.iter().map(|(question, right)| ((*question).to_string(), (*right).into())));
+        object.insert("all_exact_match".to_string(), score.all_exact_match().into());
+        exact += usize::from(score.all_exact_match());
+        lines.push_str(&serde_json::to_string(&object)?);
+        lines.push('\n');
+    }
+    if args.out.is_some() || !console.is_json() {
+        write_lines(args.out.as_deref(), &lines)?;
+    }
+    let rate = exact as f64 / rows.len().max(1) as f64;
+    console.note(format_args!("{} rows, all exact {rate:.4}", rows.len()));
+    console.result(&serde_json::json!({"rows": rows.len(), "all_exact_match": rate, "out": args.out}))
+}
+
+fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
+    let prompts = Prompts::open(&args.prompts)?;
+    let plan = if args.no_reference_plan { ReferencePlan::Hidden } else { ReferencePlan::Shown };
+    let train = SelectOptions {
+        sample_per_level: args.sample_per_level,
+        seed: args.seed,
+        order: if args.shuffle { RowOrder::Shuffled } else { RowOrder::ByName },
+        ..SelectOptions::default()
+    };
+    let mut counts = serde_json::Map::new();
+    let validation = train.for_validation(args.val_sample_per_level);
+    for (name, source, options) in [("train", &args.train, train), ("val", &args.val, validation)] {
+        let examples = opcd::select::select(folder::read(source, &args.which.filter())?, &options)?;
+        let rows = opcd::rows(&examples, &prompts, plan, &args.out)?;
+        opcd::write_json(&args.out.join(format!("{name}.json")), &rows)?;
+        let samples = rows.iter().map(|row| opcd::sample(row, &args.out)).collect::<Result<Vec<_>, _>>()?;
+        opcd::write_parquet(&args.out.join(format!("{name}.parquet")), &samples, &args.out)?;
+        console.say(format_args!("{} {name} rows in {}", rows.len(), args.out.display()));
+        counts.insert(name.to_string(), rows.len().into());
+    }
+    console.result(&counts)
+}

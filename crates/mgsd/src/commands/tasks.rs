@@ -1,0 +1,322 @@
+//! `mgsd tasks`: boards made, drawn, solved and scored.
+
+use crate::console::Console;
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use mgsd_tasks::plan::{parse_benchmark, parse_training};
+use mgsd_tasks::score::{BenchmarkCase, TrainingCase, benchmark, training};
+use mgsd_tasks::{Action, Difficulty, FrozenLakeOptions, GenerateOptions, Instance, Plan, RenderOptions, Task, TileSet, files};
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Make, draw, solve and score planning boards.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    Generate(Generate),
+    Render(Render),
+    Solve(Solve),
+    Score(Score),
+}
+
+/// Make boards with their pictures from a seed.
+///
+/// Example: mgsd tasks generate --task maze --levels 3,4 --count 100 --out data
+#[derive(clap::Args)]
+pub struct Generate {
+    /// frozenlake, maze or minibehaviour.
+    #[arg(long)]
+    task: Task,
+    /// Sides of the grids, such as 3,4.
+    #[arg(long, value_delimiter = ',', required = true)]
+    levels: Vec<usize>,
+    /// Boards of each level.
+    #[arg(long)]
+    count: usize,
+    /// Folder to write below: TASK/levelN/{text,image}/NNNN.{txt,png}.
+    #[arg(long)]
+    out: PathBuf,
+    /// Base seed.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Name of the split, written into the text files.
+    #[arg(long, default_value = "train")]
+    split: String,
+    /// Number of the first board.
+    #[arg(long, default_value_t = 0)]
+    start_index: usize,
+    /// Added to every seed, to keep splits apart.
+    #[arg(long, default_value_t = 0)]
+    seed_offset: u64,
+    /// Side of the pictures in pixels.
+    #[arg(long, default_value_t = 256)]
+    image_size: usize,
+    /// Write the text files only.
+    #[arg(long)]
+    no_images: bool,
+    /// Folder with the eight FrozenLake tiles under gymnasium 1.3.0's names; default: our own tiles.
+    #[arg(long)]
+    tiles: Option<PathBuf>,
+    /// Write only every n-th board, beginning with the i-th (from 0): i/n.
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    shard: Option<(usize, usize)>,
+    /// FrozenLake: probability that a cell is frozen.
+    #[arg(long, default_value_t = 0.9)]
+    frozen_probability: f64,
+    /// FrozenLake: start and goal on random cells.
+    #[arg(long)]
+    random_start_goal: bool,
+    /// FrozenLake: fewest steps from start to goal.
+    #[arg(long, default_value_t = 2)]
+    min_path_length: usize,
+    /// FrozenLake: mark the boards as slippery.
+    #[arg(long)]
+    slippery: bool,
+    /// Maze, MiniBehaviour: difficulties, cycled over the boards.
+    #[arg(long, value_delimiter = ',', default_value = "easy,medium,hard")]
+    difficulty: Vec<Difficulty>,
+}
+
+/// Draw the board of an instance file.
+///
+/// Example: mgsd tasks render data/Maze/level3/text/0000.txt --out maze.png --plan RRD
+#[derive(clap::Args)]
+pub struct Render {
+    /// Instance text file.
+    instance: PathBuf,
+    /// PNG to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Plan to draw on the board, such as RRD or R,PICK,D,DROP.
+    #[arg(long)]
+    plan: Option<String>,
+    /// Folder with FrozenLake tiles.
+    #[arg(long)]
+    tiles: Option<PathBuf>,
+    /// Side of the picture in pixels.
+    #[arg(long, default_value_t = 256)]
+    image_size: usize,
+}
+
+/// Print a shortest plan.
+///
+/// Example: mgsd tasks solve data/Maze/level3/text/0000.txt
+#[derive(clap::Args)]
+pub struct Solve {
+    /// Instance text file.
+    instance: PathBuf,
+}
+
+/// Score responses to boards, one JSON object a row.
+///
+/// Example: mgsd tasks score --rows rows.jsonl --root data --rules benchmark --out scores.jsonl
+#[derive(clap::Args)]
+pub struct Score {
+    /// JSON lines {"id", "task", "instance", "response"}.
+    #[arg(long)]
+    rows: PathBuf,
+    /// Folder that the rows' instance paths start from.
+    #[arg(long)]
+    root: PathBuf,
+    /// Which scoring rules.
+    #[arg(long)]
+    rules: Rules,
+    /// File to write; default: standard output.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Rules {
+    /// The reward of the training stage.
+    Training,
+    /// The benchmark's evaluation.
+    Benchmark,
+}
+
+pub fn run(command: Command, console: &Console) -> anyhow::Result<()> {
+    match command {
+        Command::Generate(args) => generate(&args, console),
+        Command::Render(args) => render(&args, console),
+        Command::Solve(args) => solve(&args, console),
+        Command::Score(args) => score(&args, console),
+    }
+}
+
+/// `i/n` with `i < n`.
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let expected = || format!("{text:?}: expected I/N with I from 0 to N-1, such as 0/4");
+    let (index, count) = text.split_once('/').ok_or_else(expected)?;
+    match (index.parse(), count.parse()) {
+        (Ok(index), Ok(count)) if index < count => Ok((index, count)),
+        _ => Err(expected()),
+    }
+}
+
+/// Our own tiles, or those of a folder.
+pub fn tile_set(folder: Option<&Path>) -> anyhow::Result<TileSet> {
+    Ok(match folder {
+        Some(folder) => TileSet::load(folder)?,
+        None => TileSet::drawn(),
+    })
+}
+
+fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
+    let options = GenerateOptions {
+        seed: args.seed,
+        seed_offset: args.seed_offset,
+        split: args.split.clone(),
+        difficulties: args.difficulty.clone(),
+        frozen_lake: FrozenLakeOptions {
+            frozen_probability: args.frozen_probability,
+            random_start_goal: args.random_start_goal,
+            min_path_length: args.min_path_length,
+            slippery: args.slippery,
+        },
+        ..GenerateOptions::default()
+    };
+    let pictures = RenderOptions { image_size: args.image_size, tiles: tile_set(args.tiles.as_deref())? };
+    let bar = console.bar((args.count * args.levels.len()) as u64, "generate");
+    let mut written = 0;
+    for &level in &args.levels {
+        let mut instances = mgsd_tasks::generate(args.task, level, &options, args.start_index..args.start_index + args.count)?;
+        if let Some((index, count)) = args.shard {
+            instances.retain(|instance| instance.index % count == index);
+        }
+        files::write_instances(&args.out, &instances, (!args.no_images).then_some(&pictures), || bar.inc(1))?;
+        written += instances.len();
+    }
+    bar.finish_and_clear();
+    console.say(format_args!("{written} boards in {}", args.out.join(args.task.dir_name()).display()));
+    console.result(&serde_json::json!({"task": args.task.name(), "written": written, "out": args.out}))
+}
+
+fn render(args: &Render, console: &Console) -> anyhow::Result<()> {
+    let instance = files::read_instance(&args.instance)?;
+    let options = RenderOptions { image_size: args.image_size, tiles: tile_set(args.tiles.as_deref())? };
+    let mut image = instance.board.render(&options)?;
+    if let Some(text) = &args.plan {
+        let plan = Plan(parse_benchmark(instance.task(), text).actions);
+        if plan.is_empty() {
+            bail!("--plan is {text:?}: expected letters such as RRD, or R,PICK,D,DROP for MiniBehaviour");
+        }
+        mgsd_tasks::draw_plan(&instance.board, &plan, &mut image);
+    }
+    files::write_whole(&args.out, &image.to_png()?)?;
+    console.say(args.out.display());
+    console.result(&serde_json::json!({"out": args.out, "width": image.width, "height": image.height}))
+}
+
+fn solve(args: &Solve, console: &Console) -> anyhow::Result<()> {
+    let instance = files::read_instance(&args.instance)?;
+    let plan = instance.board.solve().with_context(|| {
+        format!("{}: no plan solves this board: its goal cannot be reached", args.instance.display())
+    })?;
+    let answer = plan.answer(instance.task());
+    console.say(&answer);
+    console.result(&serde_json::json!({"plan": answer, "steps": plan.len()}))
+}
+
+/// A row of `--rows`.
+#[derive(Deserialize)]
+pub struct ResponseRow {
+    pub id: serde_json::Value,
+    pub task: Option<String>,
+    pub instance: PathBuf,
+    #[serde(alias = "answer")]
+    pub response: Option<String>,
+}
+
+/// Rows of a JSON-lines file, cut at `\n` alone: responses may hold other line separators.
+pub fn response_rows(path: &Path) -> anyhow::Result<Vec<ResponseRow>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: the rows cannot be read", path.display()))?;
+    text.split('\n')
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(number, line)| {
+            serde_json::from_str(line).with_context(|| {
+                format!(
+                    "{}: line {}: expected {{\"id\", \"task\", \"instance\", \"response\" or \"answer\"}}",
+                    path.display(),
+                    number + 1
+                )
+            })
+        })
+        .collect()
+}
+
+/// Instances by path, each read once; a row's task must be the instance's.
+pub struct Instances<'a> {
+    root: &'a Path,
+    read: HashMap<PathBuf, Instance>,
+}
+
+impl<'a> Instances<'a> {
+    pub fn below(root: &'a Path) -> Self {
+        Self { root, read: HashMap::new() }
+    }
+
+    pub fn of(&mut self, row: &ResponseRow) -> anyhow::Result<&Instance> {
+        if !self.read.contains_key(&row.instance) {
+            self.read.insert(row.instance.clone(), files::read_instance(&self.root.join(&row.instance))?);
+        }
+        let instance = &self.read[&row.instance];
+        if let Some(task) = &row.task {
+            let named: Task = task.parse().with_context(|| format!("row {}: field \"task\"", row.id))?;
+            if named != instance.task() {
+                bail!(
+                    "row {}: field \"task\" is {task:?}, but {} is a {} board",
+                    row.id,
+                    row.instance.display(),
+                    instance.task()
+                );
+            }
+        }
+        Ok(instance)
+    }
+}
+
+/// Writes lines to a file, whole or not at all, or to standard output.
+pub fn write_lines(out: Option<&Path>, lines: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    match out {
+        Some(path) => Ok(files::write_whole(path, lines.as_bytes())?),
+        None => std::io::stdout().write_all(lines.as_bytes()).context("standard output"),
+    }
+}
+
+fn score(args: &Score, console: &Console) -> anyhow::Result<()> {
+    let rows = response_rows(&args.rows)?;
+    let mut instances = Instances::below(&args.root);
+    let (mut lines, mut successes) = (String::new(), 0.0);
+    for row in &rows {
+        let instance = instances.of(row)?;
+        let response = row.response.as_deref();
+        let mut object = serde_json::Map::new();
+        object.insert("id".to_string(), row.id.clone());
+        let (actions, scores) = match args.rules {
+            Rules::Training => {
+                let score = training::score(&TrainingCase::from_instance(instance), response);
+                successes += score.success;
+                (parse_training(instance.task(), response.unwrap_or_default()).actions, serde_json::to_value(&score)?)
+            }
+            Rules::Benchmark => {
+                let score = benchmark::score(&BenchmarkCase::from_instance(instance), response);
+                successes += f64::from(u8::from(score.success));
+                (parse_benchmark(instance.task(), response.unwrap_or_default()).actions, serde_json::to_value(&score)?)
+            }
+        };
+        object.insert("actions".to_string(), actions.into_iter().map(Action::word).collect());
+        if let serde_json::Value::Object(scores) = scores {
+            object.extend(scores);
+        }
+        lines.push_str(&serde_json::to_string(&object)?);
+        lines.push('\n');
+    }
+    if args.out.is_some() || !console.is_json() {
+        write_lines(args.out.as_deref(), &lines)?;
+    }
+    let rate = successes / rows.len().max(1) as f64;
+    console.note(format_args!("{} rows, success {rate:.4}", rows.len()));
+    console.result(&serde_json::json!({"rows": rows.len(), "success": rate, "out": args.out}))
+}

@@ -1,0 +1,84 @@
+//! `mgsd train`: a recipe run to its end.
+
+use crate::console::Console;
+use crate::interrupt;
+use anyhow::bail;
+use clap::ValueEnum;
+use mgsd_train::{Control, Kind, Phase, Progress, Recipe};
+use std::path::PathBuf;
+
+/// Train from a recipe: from scratch, on perception questions, or by on-policy context distillation.
+///
+/// Example: mgsd train sft recipes/nano-sft.toml --set steps=50 --set model.out=runs/sft
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which training the recipe must be.
+    kind: KindName,
+    /// Recipe in TOML; the files in recipes/ explain each key.
+    recipe: PathBuf,
+    /// Change a key of the recipe, such as optimiser.lr=1e-4; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Continue from the newest checkpoint of the run, to the same bytes as an unbroken run.
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    device: super::Device,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KindName {
+    Pretrain,
+    Sft,
+    Opcd,
+}
+
+impl KindName {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Pretrain => Kind::Pretrain,
+            Self::Sft => Kind::Sft,
+            Self::Opcd => Kind::Opcd,
+        }
+    }
+}
+
+pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
+    args.device.check()?;
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    if recipe.kind != args.kind.kind() {
+        bail!(
+            "{}: kind is {:?}, but the command asks for {:?}: call the training that the recipe is written for",
+            args.recipe.display(),
+            recipe.kind,
+            args.kind.kind()
+        );
+    }
+    let bar = console.bar(0, "train");
+    let show = |progress: &Progress| {
+        if progress.phase == Phase::Train {
+            bar.set_length(progress.steps);
+            bar.set_position(progress.step);
+            bar.set_message(summary_line(progress));
+            if bar.is_hidden() && (progress.step % 50 == 0 || progress.step == progress.steps) {
+                console.note(format_args!("step {}/{} {}", progress.step, progress.steps, summary_line(progress)));
+            }
+        } else {
+            bar.suspend(|| console.note(format_args!("step {} measured: {}", progress.step, summary_line(progress))));
+        }
+    };
+    let control = Control { stop: interrupt::install()?, resume: args.resume, progress: Some(&show) };
+    let summary = mgsd_train::run(&recipe, &control)?;
+    bar.finish_and_clear();
+    console.say(format_args!("{} steps in {:.0} s: {}", summary.steps, summary.seconds, summary.result.display()));
+    console.result(&serde_json::json!({
+        "steps": summary.steps, "seconds": summary.seconds, "metrics": summary.metrics, "eval": summary.eval,
+        "best": summary.best.as_ref().map(|(step, folder)| serde_json::json!({"step": step, "folder": folder})),
+        "out": summary.out, "result": summary.result,
+    }))
+}
+
+/// The numbers that fit a line, in their order.
+fn summary_line(progress: &Progress) -> String {
+    progress.scalars.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join("  ")
+}

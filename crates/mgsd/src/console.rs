@@ -1,0 +1,59 @@
+//! What people and scripts see: results on standard output, progress on standard error.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+/// Where results and progress go.
+pub struct Console {
+    json: bool,
+}
+
+impl Console {
+    /// `json`: results end in one JSON object.
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether a script reads the result.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A line for people, on standard output; left out when a script reads.
+    pub fn say(&self, text: impl std::fmt::Display) {
+        if !self.json {
+            out(&text);
+        }
+    }
+
+    /// The result as one JSON object, if asked for.
+    pub fn result(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        if self.json {
+            out(&serde_json::to_string(value)?);
+        }
+        Ok(())
+    }
+
+    /// A line about what is going on, on standard error.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        eprintln!("{text}");
+    }
+
+    /// A progress bar over `total` things; invisible where standard error is no terminal.
+    pub fn bar(&self, total: u64, what: &str) -> ProgressBar {
+        let target =
+            if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{prefix:>12} [{bar:30}] {pos}/{len} {msg} ({elapsed}, {eta} left)")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> ");
+        ProgressBar::with_draw_target(Some(total), target).with_style(style).with_prefix(what.to_string())
+    }
+}
+
+/// Writes a line; a reader that has gone away (a closed pipe) ends the program quietly.
+fn out(text: &impl std::fmt::Display) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
