@@ -176,7 +176,9 @@ pub fn rest() -> Vec<Figure> {
             rms_norm::backward(&mut out, Some(&mut dw), &d, &a, &w, 1e-6, Write::Set);
         });
     }
-    let (cos, sin) = (filled(tokens, 16), filled(tokens, 16));
+    // Rotations by no angle: repeated in place, others would leave the range of normal numbers.
+    let (mut cos, sin) = (Tensor::zeros(tokens, 16), Tensor::zeros(tokens, 16));
+    cos.fill(1.0);
     out.copy_from(&a);
     figure("rope.forward", 2.0, &mut || rope::forward(&mut out, &cos, &sin));
     let settings = adamw::AdamW {

@@ -18,11 +18,13 @@ mod mapped;
 mod math;
 pub mod ops;
 mod par;
+mod pool;
 mod product;
 mod simd;
 mod tensor;
 
 pub use mapped::MappedFile;
+pub use pool::{set_threads, threads};
 pub use tensor::{Dtype, SharedBytes, Tensor};
 
 /// Whether an operation replaces its output or adds to it.

@@ -3,21 +3,12 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 /// Numbers in one piece of an element-wise operation.
 const CHUNK: usize = 16 * 1024;
 
 /// Runs `task(0) .. task(count - 1)`, each once, in any order, on all cores.
 pub(crate) fn tasks(count: usize, task: impl Fn(usize) + Sync) {
-    if count <= 1 {
-        (0..count).for_each(task);
-    } else {
-        (0..count)
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(&task);
-    }
+    crate::pool::run(count, &task);
 }
 
 /// Runs `work(start, piece)` on consecutive pieces of `data`.

@@ -75,6 +75,7 @@ kernel! {
 }
 
 /// `R` rows by two vectors; `U` sets of accumulators, so that few rows do not wait for the adder.
+#[allow(clippy::needless_range_loop)] // Plain loops over constants unroll into registers.
 #[inline(always)]
 unsafe fn tile<S: Simd, const R: usize, const U: usize>(
     depth: usize,
@@ -88,44 +89,47 @@ unsafe fn tile<S: Simd, const R: usize, const U: usize>(
     unsafe {
         let mut sums = [[[S::splat(0.0); 2]; R]; U];
         let width = 2 * S::LANES;
-        let step = |sums: &mut [[S::V; 2]; R], k: usize| {
-            let left = S::load(b.add(k * width));
-            let right = S::load(b.add(k * width + S::LANES));
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = S::splat(*a.at.add(r * a.row_stride + k * a.depth_stride));
-                sum[0] = S::fma(x, left, sum[0]);
-                sum[1] = S::fma(x, right, sum[1]);
-            }
-        };
+        // A macro, because a closure would not be compiled for the instruction set unless it is inlined, which it need not be.
+        macro_rules! step {
+            ($sums:expr, $k:expr) => {
+                let left = S::load(b.add($k * width));
+                let right = S::load(b.add($k * width + S::LANES));
+                for r in 0..R {
+                    let x = S::splat(*a.at.add(r * a.row_stride + $k * a.depth_stride));
+                    $sums[r][0] = S::fma(x, left, $sums[r][0]);
+                    $sums[r][1] = S::fma(x, right, $sums[r][1]);
+                }
+            };
+        }
         let mut k = 0;
         while k + 4 <= depth {
             for i in 0..4 {
-                step(&mut sums[i % U], k + i);
+                step!(sums[i % U], k + i);
             }
             k += 4;
         }
         while k < depth {
-            step(&mut sums[0], k);
+            step!(sums[0], k);
             k += 1;
         }
-        let (first, rest) = sums.split_at_mut(1);
-        for more in rest {
-            for (sum, more) in first[0].iter_mut().zip(more) {
-                sum[0] = S::add(sum[0], more[0]);
-                sum[1] = S::add(sum[1], more[1]);
+        for u in 1..U {
+            for r in 0..R {
+                sums[0][r][0] = S::add(sums[0][r][0], sums[u][r][0]);
+                sums[0][r][1] = S::add(sums[0][r][1], sums[u][r][1]);
             }
         }
         let alpha = S::splat(alpha);
-        for (r, sum) in first[0].iter().enumerate() {
-            for (half, sum) in sum.iter().enumerate() {
+        for r in 0..R {
+            for half in 0..2 {
+                let sum = sums[0][r][half];
                 let to = c.at.add(r * c.row_stride + half * S::LANES);
                 let here = cols.saturating_sub(half * S::LANES).min(S::LANES);
                 if here == S::LANES {
                     let old = if c.add { S::load(to) } else { S::splat(0.0) };
-                    S::store(to, S::fma(*sum, alpha, old));
+                    S::store(to, S::fma(sum, alpha, old));
                 } else if here > 0 {
                     let old = if c.add { S::load_n(to, here) } else { S::splat(0.0) };
-                    S::store_n(to, S::fma(*sum, alpha, old), here);
+                    S::store_n(to, S::fma(sum, alpha, old), here);
                 }
             }
         }

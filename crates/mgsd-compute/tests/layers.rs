@@ -79,17 +79,15 @@ fn a_product_has_the_same_bits_on_one_thread_and_on_many() {
     let dy = tensor(tokens, outputs, &numbers.vec(tokens * outputs));
     let w = tensor(outputs, inputs, &numbers.vec(outputs * inputs));
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let (mut y, mut dx) = (Tensor::empty(), Tensor::empty());
-            let mut dw = Tensor::zeros(outputs, inputs);
-            linear::forward(&mut y, &x, &w, None, 1.0, Write::Set);
-            linear::backward_input(&mut dx, &dy, &w, 1.0, Write::Set);
-            linear::backward_weight(&mut dw, &dy, &x, 1.0);
-            [y.to_vec(), dx.to_vec(), dw.to_vec()]
-        })
+        mgsd_compute::set_threads(threads);
+        let (mut y, mut dx) = (Tensor::empty(), Tensor::empty());
+        let mut dw = Tensor::zeros(outputs, inputs);
+        linear::forward(&mut y, &x, &w, None, 1.0, Write::Set);
+        linear::backward_input(&mut dx, &dy, &w, 1.0, Write::Set);
+        linear::backward_weight(&mut dw, &dy, &x, 1.0);
+        [y.to_vec(), dx.to_vec(), dw.to_vec()]
     };
-    assert_eq!(run(1), run(5));
+    assert_eq!(run(1), run(64));
 }
 
 fn rms(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {

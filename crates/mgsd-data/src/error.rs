@@ -59,31 +59,16 @@ pub enum DataError {
 impl DataError {
     /// An input or output error of `path`.
     pub(crate) fn io(path: &Path, action: &'static str, source: std::io::Error) -> Self {
-        DataError::Io {
-            path: path.to_path_buf(),
-            action,
-            source,
-        }
+        DataError::Io { path: path.to_path_buf(), action, source }
     }
 
     /// A format error at `place` in `path`.
-    pub(crate) fn format(
-        path: &Path,
-        place: impl Into<String>,
-        problem: impl std::fmt::Display,
-    ) -> Self {
-        DataError::Format {
-            path: path.to_path_buf(),
-            place: place.into(),
-            problem: problem.to_string(),
-        }
+    pub(crate) fn format(path: &Path, place: impl Into<String>, problem: impl std::fmt::Display) -> Self {
+        DataError::Format { path: path.to_path_buf(), place: place.into(), problem: problem.to_string() }
     }
 
     /// Something that should be at `path` and is not.
     pub(crate) fn missing(path: &Path, problem: impl Into<String>) -> Self {
-        DataError::Missing {
-            path: path.to_path_buf(),
-            problem: problem.into(),
-        }
+        DataError::Missing { path: path.to_path_buf(), problem: problem.into() }
     }
 }

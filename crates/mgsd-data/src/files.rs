@@ -16,11 +16,7 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read_bytes(path)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        DataError::format(
-            path,
-            format!("byte {at}"),
-            "not UTF-8 text; save the file as UTF-8",
-        )
+        DataError::format(path, format!("byte {at}"), "not UTF-8 text; save the file as UTF-8")
     })
 }
 
@@ -47,10 +43,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Like [`write`], the content coming from a function.
-pub(crate) fn write_with(
-    path: &Path,
-    fill: impl FnOnce(&mut File) -> std::io::Result<()>,
-) -> Result<()> {
+pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         create_folder(folder)?;
     }

@@ -34,10 +34,7 @@ impl Example {
         }
         Err(DataError::missing(
             &self.image_path,
-            format!(
-                "the picture of {} is missing; generate the folder with pictures",
-                self.text_path.display()
-            ),
+            format!("the picture of {} is missing; generate the folder with pictures", self.text_path.display()),
         ))
     }
 }
@@ -68,10 +65,7 @@ pub fn read(folder: &Path, filter: &Filter) -> Result<Vec<Example>> {
             if filter.tasks.is_empty() {
                 continue;
             }
-            return Err(DataError::missing(
-                &task_folder,
-                format!("no folder for the task {task}; {LAYOUT}"),
-            ));
+            return Err(DataError::missing(&task_folder, format!("no folder for the task {task}; {LAYOUT}")));
         }
         for level in levels(&task_folder, filter)? {
             let text_folder = task_folder.join(format!("level{level}")).join("text");
@@ -87,20 +81,11 @@ pub fn read(folder: &Path, filter: &Filter) -> Result<Vec<Example>> {
         }
     }
     if paths.is_empty() {
-        let wanted = if filter.levels.is_empty() {
-            String::new()
-        } else {
-            format!(" of the levels {:?}", filter.levels)
-        };
-        return Err(DataError::missing(
-            folder,
-            format!("no instance files{wanted}; {LAYOUT}"),
-        ));
+        let wanted =
+            if filter.levels.is_empty() { String::new() } else { format!(" of the levels {:?}", filter.levels) };
+        return Err(DataError::missing(folder, format!("no instance files{wanted}; {LAYOUT}")));
     }
-    paths
-        .into_par_iter()
-        .map(|(task, level, path)| read_example(task, level, path))
-        .collect()
+    paths.into_par_iter().map(|(task, level, path)| read_example(task, level, path)).collect()
 }
 
 /// The layout, for error messages.
@@ -121,8 +106,7 @@ fn levels(task_folder: &Path, filter: &Filter) -> Result<Vec<usize>> {
 
 fn read_example(task: Task, level: usize, text_path: PathBuf) -> Result<Example> {
     let text = files::read_text(&text_path)?;
-    let instance = Instance::parse(&text)
-        .map_err(|error| DataError::format(&text_path, "instance", error))?;
+    let instance = Instance::parse(&text).map_err(|error| DataError::format(&text_path, "instance", error))?;
     if instance.task() != task {
         return Err(DataError::format(
             &text_path,
@@ -145,19 +129,12 @@ fn read_example(task: Task, level: usize, text_path: PathBuf) -> Result<Example>
 /// `level<L>/text/NNNN.txt` has its picture in `level<L>/image/NNNN.png`.
 fn image_path(text_path: &Path, stem: &str) -> PathBuf {
     let level_folder = text_path.parent().and_then(Path::parent);
-    level_folder
-        .unwrap_or(Path::new(""))
-        .join("image")
-        .join(format!("{stem}.png"))
+    level_folder.unwrap_or(Path::new("")).join("image").join(format!("{stem}.png"))
 }
 
 /// Writes instances as a task folder below `folder`, with pictures when `pictures` says how to draw them: files named
 /// by the instance's index in four digits, each under its name only when it is complete.
-pub fn write_instances(
-    folder: &Path,
-    instances: &[Instance],
-    pictures: Option<&RenderOptions>,
-) -> Result<()> {
+pub fn write_instances(folder: &Path, instances: &[Instance], pictures: Option<&RenderOptions>) -> Result<()> {
     mgsd_tasks::files::write_instances(folder, instances, pictures, || ())
         .map_err(|error| DataError::missing(folder, format!("instances could not be written: {error}")))
 }

@@ -29,26 +29,17 @@ pub struct Message {
 impl Message {
     /// A message of the user.
     pub fn user(content: impl Into<String>) -> Self {
-        Message {
-            role: Role::User,
-            content: content.into(),
-        }
+        Message { role: Role::User, content: content.into() }
     }
 
     /// A message of the assistant.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Message {
-            role: Role::Assistant,
-            content: content.into(),
-        }
+        Message { role: Role::Assistant, content: content.into() }
     }
 
     /// A system message.
     pub fn system(content: impl Into<String>) -> Self {
-        Message {
-            role: Role::System,
-            content: content.into(),
-        }
+        Message { role: Role::System, content: content.into() }
     }
 }
 
@@ -88,13 +79,7 @@ mod tests {
     fn content_is_split_at_its_pictures_in_order() {
         assert_eq!(
             parts("look: <image>\n<image>plan"),
-            vec![
-                Part::Text("look: "),
-                Part::Image,
-                Part::Text("\n"),
-                Part::Image,
-                Part::Text("plan")
-            ]
+            vec![Part::Text("look: "), Part::Image, Part::Text("\n"), Part::Image, Part::Text("plan")]
         );
         assert_eq!(parts("<image>"), vec![Part::Image]);
         assert_eq!(image_count("a<image>b<image>"), 2);

@@ -49,8 +49,7 @@ pub fn records(examples: &[Example], prompts: &Prompts, folder: &Path) -> Result
 /// Writes the records to `path` and enters them in the `dataset_info.json` beside it (other entries stay), under the
 /// file's stem.
 pub fn write(path: &Path, records: &[Record]) -> Result<()> {
-    let text = serde_json::to_string_pretty(records)
-        .map_err(|error| DataError::format(path, "records", error))?;
+    let text = serde_json::to_string_pretty(records).map_err(|error| DataError::format(path, "records", error))?;
     files::write(path, text.as_bytes())?;
     write_dataset_info(path)
 }
@@ -85,8 +84,7 @@ fn write_dataset_info(path: &Path) -> Result<()> {
             }
         }),
     );
-    let text = serde_json::to_string_pretty(&info)
-        .map_err(|error| DataError::format(&info_path, "entries", error))?;
+    let text = serde_json::to_string_pretty(&info).map_err(|error| DataError::format(&info_path, "entries", error))?;
     files::write(&info_path, text.as_bytes())
 }
 
@@ -119,9 +117,7 @@ pub fn read(path: &Path) -> Result<Vec<Conversation>> {
 
 /// The objects of a JSON array or of JSON lines.
 pub(crate) fn json_records(path: &Path, text: &str) -> Result<Vec<Value>> {
-    let lines = path
-        .extension()
-        .is_some_and(|extension| extension == "jsonl");
+    let lines = path.extension().is_some_and(|extension| extension == "jsonl");
     if lines {
         return text
             .split('\n')
@@ -136,16 +132,8 @@ pub(crate) fn json_records(path: &Path, text: &str) -> Result<Vec<Value>> {
     }
     match serde_json::from_str(text) {
         Ok(Value::Array(records)) => Ok(records),
-        Ok(_) => Err(DataError::format(
-            path,
-            "top level",
-            "expected a JSON array of records",
-        )),
-        Err(error) => Err(DataError::format(
-            path,
-            format!("line {}", error.line()),
-            format!("not JSON: {error}"),
-        )),
+        Ok(_) => Err(DataError::format(path, "top level", "expected a JSON array of records")),
+        Err(error) => Err(DataError::format(path, format!("line {}", error.line()), format!("not JSON: {error}"))),
     }
 }
 
@@ -160,10 +148,7 @@ fn conversation(record: &Value, folder: &Path) -> Result<Conversation, FieldProb
         messages.insert(0, Message::system(system));
     }
     if messages.last().map(|message| message.role) != Some(Role::Assistant) {
-        return Err((
-            "messages",
-            "the last message must be the assistant's answer".to_string(),
-        ));
+        return Err(("messages", "the last message must be the assistant's answer".to_string()));
     }
     let references: Vec<&str> = match record.get("images") {
         None | Some(Value::Null) => Vec::new(),
@@ -175,10 +160,7 @@ fn conversation(record: &Value, folder: &Path) -> Result<Conversation, FieldProb
             .ok_or_else(|| ("images", "expected a list of strings".to_string()))?,
         Some(other) => return Err(("images", format!("expected a list of strings, found {other}"))),
     };
-    let marks: usize = messages
-        .iter()
-        .map(|message| image_count(&message.content))
-        .sum();
+    let marks: usize = messages.iter().map(|message| image_count(&message.content)).sum();
     if marks != references.len() {
         return Err((
             "images",
@@ -193,14 +175,7 @@ fn conversation(record: &Value, folder: &Path) -> Result<Conversation, FieldProb
         .map(|reference| Picture::locate(reference, folder))
         .collect::<Result<_>>()
         .map_err(|error| ("images", error.to_string()))?;
-    Ok(Conversation {
-        messages,
-        images,
-        task: record
-            .get("task")
-            .and_then(Value::as_str)
-            .map(str::to_string),
-    })
+    Ok(Conversation { messages, images, task: record.get("task").and_then(Value::as_str).map(str::to_string) })
 }
 
 fn messages(record: &Value) -> Result<Vec<Message>, FieldProblem> {
@@ -211,13 +186,10 @@ fn messages(record: &Value) -> Result<Vec<Message>, FieldProblem> {
     } else {
         return Err((
             "messages",
-            "missing; expected \"messages\" (role, content) or \"conversations\" (from, value)"
-                .to_string(),
+            "missing; expected \"messages\" (role, content) or \"conversations\" (from, value)".to_string(),
         ));
     };
-    let list = record[field]
-        .as_array()
-        .ok_or_else(|| (field, "expected a list of messages".to_string()))?;
+    let list = record[field].as_array().ok_or_else(|| (field, "expected a list of messages".to_string()))?;
     list.iter()
         .enumerate()
         .map(|(index, message)| {

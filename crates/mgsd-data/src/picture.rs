@@ -8,12 +8,23 @@ use base64::engine::general_purpose::STANDARD;
 use crate::{DataError, Result, files};
 
 /// A picture of a row: its encoded bytes (PNG, JPEG) when embedded, its path otherwise.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Picture {
     /// The encoded file, when it is embedded.
     pub bytes: Option<Vec<u8>>,
     /// File name or path; beside embedded bytes it is only a name.
     pub path: Option<String>,
+}
+
+impl std::fmt::Debug for Picture {
+    /// Says how many bytes there are instead of listing them.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Picture")
+            .field("bytes", &self.bytes.as_ref().map(Vec::len))
+            .field("path", &self.path)
+            .finish()
+    }
 }
 
 impl Picture {
@@ -27,24 +38,15 @@ impl Picture {
                     format!("broken data URL of a picture: {problem}; expected data:image/<kind>;base64,<data>"),
                 )
             })?;
-            return Ok(Picture {
-                bytes: Some(bytes),
-                path: Some(format!("image.{kind}")),
-            });
+            return Ok(Picture { bytes: Some(bytes), path: Some(format!("image.{kind}")) });
         }
         if let Some(found) = find(reference, folder) {
-            return Ok(Picture {
-                bytes: None,
-                path: Some(found.to_string_lossy().into_owned()),
-            });
+            return Ok(Picture { bytes: None, path: Some(found.to_string_lossy().into_owned()) });
         }
         if let Ok(bytes) = STANDARD.decode(reference.trim())
             && is_picture(&bytes)
         {
-            return Ok(Picture {
-                bytes: Some(bytes),
-                path: None,
-            });
+            return Ok(Picture { bytes: Some(bytes), path: None });
         }
         Err(not_found(reference, folder))
     }
@@ -57,10 +59,9 @@ impl Picture {
                 let found = find(path, folder).ok_or_else(|| not_found(path, folder))?;
                 files::read_bytes(&found)
             }
-            (None, None) => Err(DataError::missing(
-                folder,
-                "a picture with neither bytes nor path; write the rows again",
-            )),
+            (None, None) => {
+                Err(DataError::missing(folder, "a picture with neither bytes nor path; write the rows again"))
+            }
         }
     }
 
@@ -70,29 +71,20 @@ impl Picture {
             return Ok(self.clone());
         }
         let name = self.path.as_deref().map(Path::new).and_then(Path::file_name);
-        Ok(Picture {
-            bytes: Some(self.load(folder)?),
-            path: name.map(|name| name.to_string_lossy().into_owned()),
-        })
+        Ok(Picture { bytes: Some(self.load(folder)?), path: name.map(|name| name.to_string_lossy().into_owned()) })
     }
 }
 
 /// Kind and bytes of a data URL behind `data:image/`.
 fn decode_data_url(rest: &str) -> Result<(&str, Vec<u8>), String> {
-    let (kind, data) = rest
-        .split_once(";base64,")
-        .ok_or_else(|| "no \";base64,\" in it".to_string())?;
-    let bytes = STANDARD
-        .decode(data.trim())
-        .map_err(|error| format!("not base64 ({error})"))?;
+    let (kind, data) = rest.split_once(";base64,").ok_or_else(|| "no \";base64,\" in it".to_string())?;
+    let bytes = STANDARD.decode(data.trim()).map_err(|error| format!("not base64 ({error})"))?;
     Ok((kind, bytes))
 }
 
 /// The file a path names: as it is when absolute, else below `folder`, else below the working directory.
 fn find(path: &str, folder: &Path) -> Option<PathBuf> {
-    [folder.join(path), PathBuf::from(path)]
-        .into_iter()
-        .find(|candidate| candidate.is_file())
+    [folder.join(path), PathBuf::from(path)].into_iter().find(|candidate| candidate.is_file())
 }
 
 /// The error for a picture that is nowhere.
@@ -116,16 +108,10 @@ fn is_picture(bytes: &[u8]) -> bool {
 /// How a file in `folder` refers to `file`: relative where the two share a folder, absolute otherwise.
 pub fn reference(file: &Path, folder: &Path) -> String {
     let absolute = |path: &Path| {
-        std::fs::canonicalize(path)
-            .or_else(|_| std::path::absolute(path))
-            .unwrap_or_else(|_| path.to_path_buf())
+        std::fs::canonicalize(path).or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_path_buf())
     };
     let (file, folder) = (absolute(file), absolute(folder));
-    let shared = file
-        .components()
-        .zip(folder.components())
-        .take_while(|(left, right)| left == right)
-        .count();
+    let shared = file.components().zip(folder.components()).take_while(|(left, right)| left == right).count();
     // Sharing no more than the root says nothing about moving together.
     if shared < 2 {
         return file.to_string_lossy().into_owned();
@@ -143,10 +129,7 @@ mod tests {
     fn a_reference_is_relative_to_the_file_that_holds_it() {
         let base = Path::new("/somewhere/run");
         assert_eq!(reference(&base.join("data/a.png"), base), "data/a.png");
-        assert_eq!(
-            reference(&base.join("data/a.png"), &base.join("out/x")),
-            "../../data/a.png"
-        );
+        assert_eq!(reference(&base.join("data/a.png"), &base.join("out/x")), "../../data/a.png");
         assert_eq!(reference(Path::new("/elsewhere/a.png"), base), "/elsewhere/a.png");
     }
 

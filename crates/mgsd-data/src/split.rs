@@ -41,9 +41,7 @@ mod tests {
     fn a_tenth_of_keys_with_the_same_byte_parity_is_held_out() {
         let mut held = 0;
         for number in 0..20_000u32 {
-            let key: String = (0..16)
-                .map(|bit| if number >> bit & 1 == 1 { 'H' } else { 'F' })
-                .collect();
+            let key: String = (0..16).map(|bit| if number >> bit & 1 == 1 { 'H' } else { 'F' }).collect();
             held += usize::from(held_out(&key));
         }
         assert!((1_850..2_150).contains(&held), "{held} of 20,000");

@@ -112,10 +112,7 @@ fn pictures_are_the_published_ones_pixel_for_pixel() {
         }
         let picture = case.picture(&RenderOptions::default()).unwrap();
         assert_eq!((picture.width, picture.height), (256, 256));
-        let hash: String = Sha256::digest(&picture.pixels)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let hash: String = Sha256::digest(&picture.pixels).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(Value::from(hash), golden["rgb_sha256"], "{}", case.case_id);
     }
 }
@@ -123,31 +120,11 @@ fn pictures_are_the_published_ones_pixel_for_pixel() {
 #[test]
 fn selections_are_counted_as_published() {
     let folder = samples();
-    let selections: HashMap<String, Vec<String>> =
-        serde_json::from_value(golden()["selection"].clone()).unwrap();
+    let selections: HashMap<String, Vec<String>> = serde_json::from_value(golden()["selection"].clone()).unwrap();
     for (name, options) in [
-        (
-            "samples_per_task=2",
-            Options {
-                samples_per_task: Some(2),
-                ..Options::default()
-            },
-        ),
-        (
-            "start_index=2,samples=2",
-            Options {
-                start_index: 2,
-                samples_per_task: Some(2),
-                ..Options::default()
-            },
-        ),
-        (
-            "levels={4,5}",
-            Options {
-                levels: vec![4, 5],
-                ..Options::default()
-            },
-        ),
+        ("samples_per_task=2", Options { samples_per_task: Some(2), ..Options::default() }),
+        ("start_index=2,samples=2", Options { start_index: 2, samples_per_task: Some(2), ..Options::default() }),
+        ("levels={4,5}", Options { levels: vec![4, 5], ..Options::default() }),
     ] {
         let cases = benchmarks::read(folder.path(), &options).unwrap();
         let ids: Vec<String> = cases.into_iter().map(|case| case.case_id).collect();
@@ -158,9 +135,7 @@ fn selections_are_counted_as_published() {
 #[test]
 fn a_broken_line_is_named() {
     let folder = samples();
-    let path = folder
-        .path()
-        .join("visualplanning_dataset/maze/tokenized_dataset/SFT/test_dataset.jsonl");
+    let path = folder.path().join("visualplanning_dataset/maze/tokenized_dataset/SFT/test_dataset.jsonl");
     let text = std::fs::read_to_string(&path).unwrap();
     let broken: Vec<String> = text
         .lines()

@@ -42,15 +42,8 @@ fn written_files_equal_the_reference_folder() {
 fn a_filter_takes_tasks_and_levels_in_the_order_given() {
     let folder = tempfile::tempdir().unwrap();
     let root = golden_folder(folder.path());
-    let filter = Filter {
-        tasks: vec![Task::Maze],
-        levels: vec![5, 3],
-    };
-    let levels: Vec<usize> = folder::read(&root, &filter)
-        .unwrap()
-        .iter()
-        .map(|example| example.level)
-        .collect();
+    let filter = Filter { tasks: vec![Task::Maze], levels: vec![5, 3] };
+    let levels: Vec<usize> = folder::read(&root, &filter).unwrap().iter().map(|example| example.level).collect();
     assert_eq!(levels, [[5; 6], [3; 6]].concat());
 }
 
@@ -58,10 +51,7 @@ fn a_filter_takes_tasks_and_levels_in_the_order_given() {
 fn errors_name_what_is_missing_or_broken() {
     let folder = tempfile::tempdir().unwrap();
     let root = golden_folder(folder.path());
-    let no_level = Filter {
-        levels: vec![42],
-        ..Filter::default()
-    };
+    let no_level = Filter { levels: vec![42], ..Filter::default() };
     let error = folder::read(&root, &no_level).unwrap_err().to_string();
     assert!(error.contains("[42]"), "{error}");
     let error = folder::read(folder.path(), &Filter::default()).unwrap_err().to_string();
@@ -92,7 +82,10 @@ fn perception_records_are_written_with_their_dataset_info_and_read_back() {
     assert_eq!(conversations.len(), 72);
     for ((conversation, record), example) in conversations.iter().zip(&records).zip(&examples) {
         assert_eq!(conversation.messages, record.messages);
-        assert_eq!(record.source_text, format!("golden_public/{}", example.text_path.strip_prefix(&root).unwrap().display()));
+        assert_eq!(
+            record.source_text,
+            format!("golden_public/{}", example.text_path.strip_prefix(&root).unwrap().display())
+        );
         let picture = conversation.images[0].load(folder.path()).unwrap();
         assert_eq!(picture, std::fs::read(&example.image_path).unwrap());
     }

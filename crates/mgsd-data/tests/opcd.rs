@@ -5,10 +5,10 @@ mod common;
 use std::path::Path;
 
 use common::{data, golden_folder};
+use mgsd_data::Example;
 use mgsd_data::folder::{self, Filter};
 use mgsd_data::opcd::{self, Row, RowOrder, SelectOptions};
 use mgsd_data::prompts::{Prompts, ReferencePlan};
-use mgsd_data::Example;
 
 fn examples(folder: &Path) -> Vec<Example> {
     folder::read(folder, &Filter::default()).unwrap()
@@ -27,20 +27,10 @@ fn selected(options: SelectOptions) -> Vec<Example> {
 #[test]
 fn selection_and_shuffle_give_the_published_order() {
     let orders = std::fs::read_to_string(data("opcd/shuffle_order.json")).unwrap();
-    let orders: std::collections::HashMap<String, Vec<String>> =
-        serde_json::from_str(&orders).unwrap();
-    let shuffled = SelectOptions {
-        order: RowOrder::Shuffled,
-        ..SelectOptions::default()
-    };
-    let two = SelectOptions {
-        sample_per_level: Some(2),
-        ..shuffled
-    };
-    let one = SelectOptions {
-        limit_per_level: Some(1),
-        ..SelectOptions::default()
-    };
+    let orders: std::collections::HashMap<String, Vec<String>> = serde_json::from_str(&orders).unwrap();
+    let shuffled = SelectOptions { order: RowOrder::Shuffled, ..SelectOptions::default() };
+    let two = SelectOptions { sample_per_level: Some(2), ..shuffled };
+    let one = SelectOptions { limit_per_level: Some(1), ..SelectOptions::default() };
     for (name, options) in [
         ("full_6_per_level_shuffled_seed42", shuffled),
         ("sample2_per_level_shuffled_seed42", two),
@@ -65,15 +55,8 @@ fn rows_equal_the_golden_ones_but_for_the_prompts() {
     let folder = tempfile::tempdir().unwrap();
     let root = golden_folder(folder.path());
     let prompts = Prompts::standard().unwrap();
-    let train = SelectOptions {
-        sample_per_level: Some(2),
-        order: RowOrder::Shuffled,
-        ..SelectOptions::default()
-    };
-    let limited = SelectOptions {
-        limit_per_level: Some(1),
-        ..SelectOptions::default()
-    };
+    let train = SelectOptions { sample_per_level: Some(2), order: RowOrder::Shuffled, ..SelectOptions::default() };
+    let limited = SelectOptions { limit_per_level: Some(1), ..SelectOptions::default() };
     for (file, options, plan) in [
         ("train_normalized.json", train, ReferencePlan::Given),
         ("val_normalized.json", train.for_validation(Some(1)), ReferencePlan::Given),
@@ -84,11 +67,7 @@ fn rows_equal_the_golden_ones_but_for_the_prompts() {
         let examples = opcd::select(examples(&root), &options).unwrap();
         let rows = opcd::rows(&examples, &prompts, plan, folder.path()).unwrap();
         assert_eq!(rows.len(), golden.len());
-        let ours: Vec<Row> = rows
-            .iter()
-            .zip(&golden)
-            .map(|(row, golden)| with_prompts_of(row, golden))
-            .collect();
+        let ours: Vec<Row> = rows.iter().zip(&golden).map(|(row, golden)| with_prompts_of(row, golden)).collect();
         // Byte for byte: the order of keys, the indent, the end of the file.
         let written = folder.path().join(file);
         opcd::write_json(&written, &ours).unwrap();
@@ -119,16 +98,10 @@ fn parquet_rows_come_back_with_their_pictures() {
     for ((sample, back), example) in samples.iter().zip(&back).zip(&examples) {
         let picture = std::fs::read(&example.image_path).unwrap();
         assert_eq!(back.images[0].bytes.as_deref(), Some(picture.as_slice()));
-        assert_eq!(
-            back.images[0].path.as_deref(),
-            example.image_path.file_name().and_then(|name| name.to_str())
-        );
+        assert_eq!(back.images[0].path.as_deref(), example.image_path.file_name().and_then(|name| name.to_str()));
         assert_eq!(back.instance().unwrap().board, example.instance.board);
         assert_eq!(opcd::task_of(back), Some(example.task));
-        let without_pictures = |sample: &opcd::Sample| opcd::Sample {
-            images: Vec::new(),
-            ..sample.clone()
-        };
+        let without_pictures = |sample: &opcd::Sample| opcd::Sample { images: Vec::new(), ..sample.clone() };
         assert_eq!(without_pictures(back), without_pictures(sample));
     }
 }
@@ -209,10 +182,7 @@ fn errors_name_the_file_the_row_and_the_cause() {
     std::fs::write(&path, r#"[{"images": []}]"#).unwrap();
     let error = opcd::read(&path).unwrap_err().to_string();
     assert!(error.contains("row 0") && error.contains("messages"), "{error}");
-    let none = SelectOptions {
-        sample_per_level: Some(0),
-        ..SelectOptions::default()
-    };
+    let none = SelectOptions { sample_per_level: Some(0), ..SelectOptions::default() };
     let error = opcd::select(Vec::new(), &none).unwrap_err().to_string();
     assert!(error.contains("sample_per_level = 0"), "{error}");
 }

@@ -33,9 +33,7 @@ fn every_plan_answer_is_a_success_under_both_rules() {
 fn every_perception_answer_scores_full_marks() {
     for prompts in sets() {
         for instance in instances(12) {
-            let answer = prompts
-                .perception_answer(&PromptContext::of_instance(&instance))
-                .unwrap();
+            let answer = prompts.perception_answer(&PromptContext::of_instance(&instance)).unwrap();
             let score = perception::score(&instance.board, &answer);
             assert!(score.all_exact_match(), "{answer}");
         }
@@ -133,10 +131,7 @@ fn compact_frozen_lake_texts_are_what_the_tiny_models_learned() {
         prompts.plan_answer(&context).unwrap(),
         "1. 3x3\n2. (0,0)\n3. (2,2)\n4. (1,1)\nRoute: D (1,0) D (2,0) R (2,1) R (2,2)\n<answer>DDRR</answer>"
     );
-    assert_eq!(
-        prompts.perception_answer(&context).unwrap(),
-        "1. 3x3\n2. (0,0)\n3. (2,2)\n4. (1,1)"
-    );
+    assert_eq!(prompts.perception_answer(&context).unwrap(), "1. 3x3\n2. (0,0)\n3. (2,2)\n4. (1,1)");
 }
 
 #[test]
@@ -159,10 +154,7 @@ fn compact_maze_and_room_texts_are_what_the_tiny_models_learned() {
     let table = vec![at(2, 1), at(2, 2), at(3, 1), at(3, 2)];
     let room = mini_behaviour::Board::new(4, at(0, 0), at(0, 2), table).unwrap();
     let context = PromptContext::new(&room.into());
-    assert_eq!(
-        prompts.text(&context).unwrap(),
-        "minibehaviour\nA.P.\n....\n.TT.\n.TT.\nplan"
-    );
+    assert_eq!(prompts.text(&context).unwrap(), "minibehaviour\nA.P.\n....\n.TT.\n.TT.\nplan");
     assert_eq!(
         prompts.plan_answer(&context).unwrap(),
         "1. 4x4\n2. (0,0)\n3. (0,2)\n4. (2,1); (2,2); (3,1); (3,2)\n\
@@ -184,9 +176,7 @@ fn the_standard_perception_answer_is_worded_like_the_reference_gold() {
     for record in records {
         let text = std::fs::read_to_string(reference(&record.source_text).unwrap()).unwrap();
         let instance = mgsd_tasks::Instance::parse(&text).unwrap();
-        let answer = prompts
-            .perception_answer(&PromptContext::of_instance(&instance))
-            .unwrap();
+        let answer = prompts.perception_answer(&PromptContext::of_instance(&instance)).unwrap();
         assert_eq!(answer, record.messages[1].content);
     }
 }

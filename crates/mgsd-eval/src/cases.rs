@@ -110,12 +110,18 @@ impl EvalCase {
         }
     }
 
-    fn ask(&self, modality: Modality, image: mgsd_data::Result<String>, text: mgsd_data::Result<String>) -> Result<Vec<Message>> {
+    fn ask(
+        &self,
+        modality: Modality,
+        image: mgsd_data::Result<String>,
+        text: mgsd_data::Result<String>,
+    ) -> Result<Vec<Message>> {
         let (content, pictures) = match modality {
             Modality::Image => (image, std::slice::from_ref(&self.picture)),
             Modality::Text => (text, [].as_slice()),
         };
-        let content = content.map_err(|error| Error::Case { case_id: self.case_id.clone(), message: error.to_string() })?;
+        let content =
+            content.map_err(|error| Error::Case { case_id: self.case_id.clone(), message: error.to_string() })?;
         Ok(vec![Message::user(&content, pictures)])
     }
 

@@ -161,7 +161,8 @@ impl LocalClient<'static> {
     /// Loads a model folder. `slots` is the number of answers that advance at once.
     pub fn open(folder: &Path, limits: PixelLimits, slots: usize) -> Result<Self> {
         let name = folder.display().to_string();
-        let failed = |error: mgsd_model::error::Error| Error::Client { client: name.clone(), message: error.to_string() };
+        let failed =
+            |error: mgsd_model::error::Error| Error::Client { client: name.clone(), message: error.to_string() };
         let processor = Processor::open(folder, limits).map_err(failed)?;
         let model = Qwen3Vl::load(folder, Purpose::Inference).map_err(failed)?;
         Ok(Self::new(name, Held::Own(Box::new(model)), Held::Own(Box::new(processor)), slots))
@@ -215,11 +216,8 @@ impl<'a> LocalClient<'a> {
             .iter()
             .map(|(index, prompt)| {
                 let asked = &requests[*index];
-                let sampling = Sampling {
-                    temperature: asked.temperature,
-                    top_p: asked.top_p,
-                    ..Sampling::policy(asked.seed)
-                };
+                let sampling =
+                    Sampling { temperature: asked.temperature, top_p: asked.top_p, ..Sampling::policy(asked.seed) };
                 mgsd_model::generate::Request {
                     prompt: Arc::clone(prompt),
                     sampling,
@@ -274,7 +272,8 @@ impl Client for LocalClient<'_> {
             for (index, prompt) in (start..end).zip(prompts) {
                 match prompt {
                     Ok(prompt) => {
-                        bytes += prompt.images.iter().map(|image| size_of_val(image.pixel_values.as_slice())).sum::<usize>();
+                        bytes +=
+                            prompt.images.iter().map(|image| size_of_val(image.pixel_values.as_slice())).sum::<usize>();
                         prepared.push((index, Arc::new(prompt)));
                     }
                     Err(message) => on_answer(index, Answer { error: Some(message), ..Answer::default() })?,

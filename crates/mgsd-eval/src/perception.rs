@@ -1,11 +1,17 @@
 //! Perception: does the model read the board? Exact match by question and for the whole answer.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use indexmap::IndexMap;
+use mgsd_data::prompts::Prompts;
 use serde::{Deserialize, Serialize};
 
+use crate::cases::EvalCase;
+use crate::client::{Answer, Client};
+use crate::error::Result;
 use crate::rows::Row;
+use crate::run::{self, Progress, RunOptions};
 use crate::summary::LevelKey;
 
 /// One answered perception case.
@@ -128,4 +134,56 @@ pub fn summarise<'a>(rows: impl IntoIterator<Item = &'a PerceptionRow>) -> Perce
         task.levels.entry(row.level.into()).or_default().add(row);
     }
     summary
+}
+
+/// A perception run that is done.
+#[derive(Clone, Debug)]
+pub struct PerceptionRun {
+    /// One row a case, in the order of the cases.
+    pub rows: Vec<PerceptionRow>,
+    /// Their summary.
+    pub summary: PerceptionSummary,
+}
+
+/// Asks what is on the boards and scores the answers. `file` is where rows are kept; without it they live in memory only.
+pub fn run(
+    client: &mut dyn Client,
+    cases: &[EvalCase],
+    prompts: &Prompts,
+    options: &RunOptions,
+    file: Option<&Path>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<PerceptionRun> {
+    let rows = run::run(
+        client,
+        cases,
+        options,
+        file,
+        &|case| case.ask_what_is_there(prompts, options.modality),
+        &|case, answer| score(case, answer, options),
+        progress,
+    )?;
+    let summary = summarise(&rows);
+    Ok(PerceptionRun { rows, summary })
+}
+
+/// The row of an answer.
+fn score(case: &EvalCase, answer: Answer, options: &RunOptions) -> PerceptionRow {
+    let mut row = PerceptionRow {
+        case_id: case.case_id.clone(),
+        task: format!("{}_perception_all", case.task),
+        level: Some(case.level),
+        modality: Some(options.modality.to_string()),
+        gold: Some(mgsd_tasks::perception::gold(&case.board)),
+        answer_tokens: answer.tokens,
+        truncated: answer.truncated,
+        error: answer.error,
+        ..PerceptionRow::default()
+    };
+    if row.error.is_none() {
+        let scores = mgsd_tasks::perception::score(&case.board, &answer.text);
+        row.scores = scores.questions.into_iter().map(|(question, exact)| (question.to_string(), exact)).collect();
+        row.answer_text = Some(answer.text);
+    }
+    row
 }

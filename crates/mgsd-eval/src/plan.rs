@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use mgsd_data::prompts::Prompts;
 use mgsd_tasks::score::benchmark;
-use serde_json::Value;
 
 use crate::cases::EvalCase;
 use crate::client::{Answer, Client};
@@ -85,12 +84,10 @@ fn score(case: &EvalCase, answer: Answer, options: &RunOptions) -> PlanRow {
         ..PlanRow::default()
     };
     if row.error.is_none() {
-        let verdict = benchmark::score(&case.scoring, Some(&answer.text));
-        let mut fields = serde_json::to_value(&verdict).unwrap_or(Value::Null);
-        // The plan stands beside the verdict, as in the published rows.
-        let actions = fields.as_object_mut().and_then(|fields| fields.shift_remove("actions"));
-        row.actions = actions.and_then(|actions| serde_json::from_value(actions).ok());
-        row.eval_result = Some(fields);
+        let parsed = mgsd_tasks::plan::parse_benchmark(case.task, &answer.text);
+        row.actions = Some(parsed.actions.iter().map(|action| action.word().to_string()).collect());
+        let verdict = benchmark::score_parsed(&case.scoring, parsed);
+        row.eval_result = serde_json::to_value(&verdict).ok();
         row.answer_text = Some(answer.text);
     }
     row

@@ -25,8 +25,6 @@ pub struct Batch {
     pub rope_deltas: Vec<i64>,
     /// Which tokens are replaced by image features, in the order of the features.
     pub image_rows: Vec<u32>,
-    /// `ids` for the gradient of the embedding: [`Batch::REPLACED`] where an image feature took the place.
-    pub(crate) gradient_ids: Vec<u32>,
     /// The pictures, in order of appearance.
     pub images: Vec<Arc<ImagePatches>>,
     /// `[frames + 1]` offsets into the patches: attention stays within one frame of one image.
@@ -38,9 +36,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Marks a row whose embedding was replaced.
-    pub(crate) const REPLACED: u32 = u32::MAX;
-
     /// An empty batch for models of this configuration.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -50,7 +45,6 @@ impl Batch {
             positions: Vec::new(),
             rope_deltas: Vec::new(),
             image_rows: Vec::new(),
-            gradient_ids: Vec::new(),
             images: Vec::new(),
             patch_bounds: vec![0],
             taps: Vec::new(),
@@ -65,7 +59,6 @@ impl Batch {
         self.positions.clear();
         self.rope_deltas.clear();
         self.image_rows.clear();
-        self.gradient_ids.clear();
         self.images.clear();
         self.patch_bounds.truncate(1);
         self.taps.clear();
@@ -115,10 +108,8 @@ impl Batch {
             let position = (at as i64 + delta) as u32;
             self.positions.push([position; 3]);
         }
-        self.gradient_ids.extend_from_slice(&self.ids[start..]);
         for (at, _) in prompt.ids.iter().enumerate().filter(|(_, id)| **id == self.config.image_token_id) {
             self.image_rows.push((start + at) as u32);
-            self.gradient_ids[start + at] = Self::REPLACED;
         }
         self.bounds.push(self.ids.len());
         self.rope_deltas.push(delta);

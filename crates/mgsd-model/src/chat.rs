@@ -142,7 +142,8 @@ impl ChatTemplate {
         let jinja = dir.join("chat_template.jinja");
         let json = dir.join("chat_template.json");
         let (origin, source) = if jinja.is_file() {
-            let source = std::fs::read_to_string(&jinja).map_err(|source| Error::Read { path: jinja.clone(), source })?;
+            let source =
+                std::fs::read_to_string(&jinja).map_err(|source| Error::Read { path: jinja.clone(), source })?;
             (jinja, source)
         } else if json.is_file() {
             let source = read_json(&json)?["chat_template"].as_str().map(String::from);
@@ -169,7 +170,8 @@ impl ChatTemplate {
     /// Compiles a template; `origin` is named in errors.
     pub fn compile(source: String, origin: String) -> Result<Self> {
         let mut environment = Environment::new();
-        let broken = |problem: minijinja::Error| Error::Template { origin: origin.clone(), problem: describe(&problem) };
+        let broken =
+            |problem: minijinja::Error| Error::Template { origin: origin.clone(), problem: describe(&problem) };
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(broken)?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -187,7 +189,7 @@ impl ChatTemplate {
     /// The text of a conversation; each picture is one `<|image_pad|>` in it.
     pub fn render(&self, messages: &[Message], generation_prompt: GenerationPrompt) -> Result<String> {
         let messages: Vec<Value> = messages.iter().map(Message::for_template).collect();
-        let tokens = self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str()));
+        let tokens = self.special_tokens.iter().map(|(name, token)| (name.clone(), token.clone()));
         let tokens = Value::from(tokens.collect::<BTreeMap<_, _>>());
         let values = context! {
             messages => messages,
@@ -237,7 +239,8 @@ fn to_json(value: Value, options: Kwargs) -> std::result::Result<Value, minijinj
             value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
         }
     }
-    let text = String::from_utf8(out).map_err(|problem| minijinja::Error::new(ErrorKind::BadSerialization, problem.to_string()))?;
+    let text = String::from_utf8(out)
+        .map_err(|problem| minijinja::Error::new(ErrorKind::BadSerialization, problem.to_string()))?;
     Ok(Value::from_safe_string(text))
 }
 

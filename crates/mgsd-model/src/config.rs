@@ -151,7 +151,10 @@ impl Config {
         if vision.out_hidden_size != text.hidden_size {
             return Err(top.wrong(
                 "vision_config.out_hidden_size",
-                format!("is {}, but text_config.hidden_size is {}; they must be equal", vision.out_hidden_size, text.hidden_size),
+                format!(
+                    "is {}, but text_config.hidden_size is {}; they must be equal",
+                    vision.out_hidden_size, text.hidden_size
+                ),
             ));
         }
         if vision.deepstack_visual_indexes.len() > text.num_hidden_layers {
@@ -218,11 +221,13 @@ fn read_text(section: &Section) -> Result<TextConfig> {
     if !rope.flag("mrope_interleaved", true)? {
         return Err(rope.wrong("mrope_interleaved", "is false; Qwen3-VL interleaves the frequencies, set true".into()));
     }
-    let rope_theta = if rope.get("rope_theta").is_some() { rope.number("rope_theta")? } else { section.number("rope_theta")? };
+    let rope_theta =
+        if rope.get("rope_theta").is_some() { rope.number("rope_theta")? } else { section.number("rope_theta")? };
     let hidden_size = section.size("hidden_size")?;
     let num_attention_heads = section.size("num_attention_heads")?;
     let num_key_value_heads = section.size("num_key_value_heads")?;
-    let head_dim = if section.get("head_dim").is_some() { section.size("head_dim")? } else { hidden_size / num_attention_heads };
+    let head_dim =
+        if section.get("head_dim").is_some() { section.size("head_dim")? } else { hidden_size / num_attention_heads };
     if !num_attention_heads.is_multiple_of(num_key_value_heads) {
         return Err(section.wrong(
             "num_key_value_heads",
@@ -293,10 +298,9 @@ fn read_vision(section: &Section) -> Result<VisionConfig> {
         return Err(section.wrong("in_channels", format!("is {}; only 3 (RGB) is supported", vision.in_channels)));
     }
     if let Some(index) = vision.deepstack_visual_indexes.iter().find(|&&index| index >= vision.depth) {
-        return Err(section.wrong(
-            "deepstack_visual_indexes",
-            format!("names block {index}, but depth is {}", vision.depth),
-        ));
+        return Err(
+            section.wrong("deepstack_visual_indexes", format!("names block {index}, but depth is {}", vision.depth))
+        );
     }
     if !vision.deepstack_visual_indexes.is_sorted_by(|left, right| left < right) {
         return Err(section.wrong(
@@ -315,7 +319,9 @@ fn read_dtype(top: &Section, text: &Section) -> Result<WeightDtype> {
             // Half floats are read, and written back as what holds them without loss.
             Some(Value::String(name)) if name == "float32" || name == "float16" => return Ok(WeightDtype::F32),
             Some(other) => {
-                return Err(section.wrong(key, format!("is {other}; expected \"float32\", \"float16\" or \"bfloat16\"")));
+                return Err(
+                    section.wrong(key, format!("is {other}; expected \"float32\", \"float16\" or \"bfloat16\""))
+                );
             }
         }
     }
@@ -368,7 +374,8 @@ impl<'a> Section<'a> {
 
     fn sizes(&self, key: &str) -> Result<Vec<usize>> {
         let value = self.require(key, "a list of whole numbers")?;
-        let numbers = value.as_array().and_then(|list| list.iter().map(|item| item.as_u64().map(|n| n as usize)).collect());
+        let numbers =
+            value.as_array().and_then(|list| list.iter().map(|item| item.as_u64().map(|n| n as usize)).collect());
         numbers.ok_or_else(|| self.wrong(key, format!("is {value}; expected a list of whole numbers")))
     }
 

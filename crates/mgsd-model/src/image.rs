@@ -89,7 +89,8 @@ impl RgbImage {
             problem: format!("cannot be decoded: {problem}; expected a PNG or JPEG"),
         })?;
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let pixels = if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8().into_raw() };
+        let pixels =
+            if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8().into_raw() };
         Ok(Self { width, height, pixels })
     }
 }
@@ -140,7 +141,8 @@ impl ImageProcessor {
         if !path.is_file() {
             return Err(Error::Folder {
                 path: dir.into(),
-                problem: "holds neither preprocessor_config.json nor a processor_config.json with image_processor".into(),
+                problem: "holds neither preprocessor_config.json nor a processor_config.json with image_processor"
+                    .into(),
             });
         }
         let root = read_json(&path)?;
@@ -169,7 +171,8 @@ impl ImageProcessor {
                 let pixels = size.and_then(|value| value.as_u64()).filter(|&pixels| pixels > 0);
                 pixels.map(|pixels| pixels as usize).ok_or_else(|| {
                     let found = size.map_or("missing".to_string(), ToString::to_string);
-                    section.wrong(&format!("size.{edge}"), format!("is {found}; expected a number of pixels (or {own})"))
+                    section
+                        .wrong(&format!("size.{edge}"), format!("is {found}; expected a number of pixels (or {own})"))
                 })
             }
         };

@@ -53,7 +53,11 @@ pub fn position_ids(ids: &[u32], grids: &[Grid], config: &Config) -> Result<(Vec
     }
     let left = images.count();
     if left > 0 {
-        return Err(Error::Prompt(format!("{} images were given, but the text has places for {}", grids.len(), grids.len() - left)));
+        return Err(Error::Prompt(format!(
+            "{} images were given, but the text has places for {}",
+            grids.len(),
+            grids.len() - left
+        )));
     }
     Ok((positions, i64::from(next) - ids.len() as i64))
 }

@@ -22,7 +22,13 @@ const MAX_ASPECT: f64 = 200.0;
 /// and between `min_pixels` and `max_pixels` in all.
 ///
 /// Halves round to the even multiple. An error if one side is more than 200 times the other.
-pub fn smart_resize(height: usize, width: usize, factor: usize, min_pixels: usize, max_pixels: usize) -> Result<(usize, usize)> {
+pub fn smart_resize(
+    height: usize,
+    width: usize,
+    factor: usize,
+    min_pixels: usize,
+    max_pixels: usize,
+) -> Result<(usize, usize)> {
     let wrong = |problem: String| Error::Image { origin: format!("of {height}x{width} pixels"), problem };
     if height == 0 || width == 0 {
         return Err(wrong("has no pixels".into()));
@@ -49,7 +55,14 @@ pub fn smart_resize(height: usize, width: usize, factor: usize, min_pixels: usiz
 
 /// Resamples an RGB picture of `from` = (height, width) to `to` = (height, width); three bytes a pixel, row-major.
 pub fn bicubic(rgb: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
-    assert_eq!(rgb.len(), from.0 * from.1 * 3, "a picture of {}x{} needs {} bytes", from.0, from.1, from.0 * from.1 * 3);
+    assert_eq!(
+        rgb.len(),
+        from.0 * from.1 * 3,
+        "a picture of {}x{} needs {} bytes",
+        from.0,
+        from.1,
+        from.0 * from.1 * 3
+    );
     let across = if from.1 == to.1 { None } else { Some(horizontal(rgb, from, to.1)) };
     let rgb = across.as_deref().unwrap_or(rgb);
     if from.0 == to.0 { rgb.to_vec() } else { vertical(rgb, from.0, to) }

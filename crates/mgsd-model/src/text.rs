@@ -87,6 +87,7 @@ struct Descent {
     up: Tensor,
     gated: Tensor,
     low: Tensor,
+    nothing: Tensor,
 }
 
 /// The decoder's buffers, resized for each batch and never given back.
@@ -157,6 +158,7 @@ impl TextActivations {
                 up: Tensor::empty(),
                 gated: Tensor::empty(),
                 low: Tensor::empty(),
+                nothing: Tensor::empty(),
             },
         }
     }
@@ -380,7 +382,14 @@ impl TextDecoder {
             rows::gather(&mut features.merged, &d.stream, &batch.image_rows);
         }
         if let Some(grad) = &mut self.embeddings.grad {
-            embedding::backward(grad, &batch.gradient_ids, &d.stream, Some(Batch::REPLACED));
+            if !batch.image_rows.is_empty() {
+                // The embeddings of replaced tokens went nowhere. A placeholder that the model itself has generated
+                // was not replaced, so that skipping by id would be wrong.
+                d.nothing.resize(batch.image_rows.len(), d.stream.cols());
+                d.nothing.fill(0.0);
+                rows::scatter(&mut d.stream, &d.nothing, &batch.image_rows, Write::Set);
+            }
+            embedding::backward(grad, &batch.ids, &d.stream, None);
         }
     }
 

@@ -22,7 +22,8 @@ use crate::{
 
 /// How Qwen2 and its successors cut text before byte pairs are merged: contractions, words with one leading sign,
 /// single digits, signs with the line ends after them, line ends, and blanks.
-const QWEN_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Bytes of the longest character in UTF-8, and so the most tokens that can be needed to finish one.
 const LONGEST_CHARACTER: usize = 4;

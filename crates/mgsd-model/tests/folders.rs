@@ -11,8 +11,8 @@ use mgsd_model::{
     error::Result,
     image::{ImageProcessor, PixelLimits},
     weights::{
-        Array, Checkpoint, CheckpointWriter, LoadAs, SHARD_BYTES, StoredDtype, TensorSpec, copy_folder_files, matrix_shape,
-        read_arrays, write_arrays,
+        Array, Checkpoint, CheckpointWriter, LoadAs, SHARD_BYTES, StoredDtype, TensorSpec, copy_folder_files,
+        matrix_shape, read_arrays, write_arrays,
     },
 };
 use serde_json::{Value, json};
@@ -50,8 +50,16 @@ fn an_unsupported_or_missing_setting_is_refused_with_file_field_and_value() {
         (|root| root["text_config"]["hidden_size"] = json!("64"), "text_config.hidden_size", "64"),
         (|root| root["text_config"]["hidden_size"] = Value::Null, "text_config.hidden_size", "missing"),
         (|root| root["text_config"] = json!(1), "text_config", "object"),
-        (|root| root["text_config"]["rope_parameters"]["mrope_section"] = json!([6, 5, 4]), "mrope_section", "[6, 5, 4]"),
-        (|root| root["text_config"]["rope_parameters"]["rope_type"] = json!("yarn"), "rope_parameters.rope_type", "yarn"),
+        (
+            |root| root["text_config"]["rope_parameters"]["mrope_section"] = json!([6, 5, 4]),
+            "mrope_section",
+            "[6, 5, 4]",
+        ),
+        (
+            |root| root["text_config"]["rope_parameters"]["rope_type"] = json!("yarn"),
+            "rope_parameters.rope_type",
+            "yarn",
+        ),
         (|root| root["vision_config"]["deepstack_visual_indexes"] = json!([9]), "deepstack_visual_indexes", "9"),
         (|root| root["vision_config"]["out_hidden_size"] = json!(32), "vision_config.out_hidden_size", "32"),
         (|root| root["image_token_id"] = json!(600), "image_token_id", "600"),
@@ -110,8 +118,12 @@ fn stored_tensors_have_their_names_shapes_and_types() {
 fn a_missing_tensor_and_a_wrong_shape_are_named() {
     let checkpoint = Checkpoint::open(&data("tiny-qwen3vl")).unwrap();
     let error = checkpoint.load("lm_head.weight", LoadAs::F32).err().unwrap().to_string();
-    assert!(error.contains("lm_head.weight") && error.contains("missing") && error.contains("model.safetensors"), "{error}");
-    let error = checkpoint.load_matrix("model.language_model.norm.weight", 1, 65, LoadAs::F32).err().unwrap().to_string();
+    assert!(
+        error.contains("lm_head.weight") && error.contains("missing") && error.contains("model.safetensors"),
+        "{error}"
+    );
+    let error =
+        checkpoint.load_matrix("model.language_model.norm.weight", 1, 65, LoadAs::F32).err().unwrap().to_string();
     assert!(error.contains("norm.weight") && error.contains("[64]") && error.contains("1 x 65"), "{error}");
 }
 
@@ -184,7 +196,8 @@ fn a_checkpoint_written_in_one_file_or_in_shards_reads_back_the_same() {
             assert_eq!(copy.read_f32(name).unwrap(), checkpoint.read_f32(name).unwrap(), "{name}");
         }
     }
-    let index: Value = serde_json::from_slice(&std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("model.safetensors.index.json")).unwrap()).unwrap();
     let total: usize = checkpoint.names().map(|name| checkpoint.read_f32(name).unwrap().len() * 4).sum();
     assert_eq!(index["metadata"]["total_size"], json!(total));
 }
@@ -201,9 +214,12 @@ fn bf16_weights_stay_mapped_or_become_floats_with_the_same_values() {
         let floats = copy.load(name, LoadAs::F32).unwrap();
         assert_eq!((mapped.dtype(), floats.dtype()), (Dtype::Bf16, Dtype::F32));
         assert_eq!(mapped.to_vec(), floats.to_vec(), "{name}");
-        let rounding = checkpoint.read_f32(name).unwrap().iter().zip(floats.to_vec()).all(|(&exact, rounded)| {
-            (exact - rounded).abs() <= exact.abs() / 256.0
-        });
+        let rounding = checkpoint
+            .read_f32(name)
+            .unwrap()
+            .iter()
+            .zip(floats.to_vec())
+            .all(|(&exact, rounded)| (exact - rounded).abs() <= exact.abs() / 256.0);
         assert!(rounding, "{name}");
     }
 }

@@ -46,7 +46,11 @@ fn entries(backend: &str) -> Vec<(String, serde_json::Value)> {
     let stored = json("fixtures/image_preprocess.json");
     let ending = format!(".{backend}");
     let entries = stored["entries"].as_object().unwrap();
-    entries.iter().filter(|(name, _)| name.ends_with(&ending)).map(|(name, entry)| (name.clone(), entry.clone())).collect()
+    entries
+        .iter()
+        .filter(|(name, _)| name.ends_with(&ending))
+        .map(|(name, entry)| (name.clone(), entry.clone()))
+        .collect()
 }
 
 fn resized(entry: &serde_json::Value) -> RgbImage {
@@ -60,7 +64,11 @@ fn pictures_are_resized_bit_for_bit_as_pillow_does_with_the_horizontal_pass_firs
     assert_eq!(entries.len(), 23);
     for (name, entry) in entries {
         let image = resized(&entry);
-        assert_eq!([image.height, image.width], [number(&entry["resized_hw"][0]), number(&entry["resized_hw"][1])], "{name}");
+        assert_eq!(
+            [image.height, image.width],
+            [number(&entry["resized_hw"][0]), number(&entry["resized_hw"][1])],
+            "{name}"
+        );
         assert_eq!(sha256(&image.pixels), entry["resized_u8_hwc_sha256"].as_str().unwrap(), "{name}");
     }
 }
@@ -71,7 +79,8 @@ fn pixel_values_are_those_of_the_pillow_processor_bit_for_bit_wherever_pillow_13
     for (name, entry) in entries("pil") {
         let image = RgbImage::open(&data("fixtures").join(entry["source"].as_str().unwrap())).unwrap();
         let processor = processor(&entry["size"]);
-        let same_bytes = sha256(&processor.resize(&image).unwrap().pixels) == entry["resized_u8_hwc_sha256"].as_str().unwrap();
+        let same_bytes =
+            sha256(&processor.resize(&image).unwrap().pixels) == entry["resized_u8_hwc_sha256"].as_str().unwrap();
         let patches = processor.process(&image).unwrap();
         let grid = &entry["grid_thw"];
         assert_eq!(patches.grid, Grid { t: number(&grid[0]), h: number(&grid[1]), w: number(&grid[2]) }, "{name}");

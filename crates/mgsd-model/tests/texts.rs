@@ -43,7 +43,8 @@ fn rows(case: &str) -> Vec<Row> {
     let stored = json(&format!("fixtures/{case}.json"));
     let arrays = read_arrays(&data(&format!("fixtures/{case}.safetensors"))).unwrap();
     let texts = stored["texts"].as_array().unwrap();
-    let names: Vec<String> = stored["images"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().into()).collect();
+    let names: Vec<String> =
+        stored["images"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().into()).collect();
     let mask = whole(&arrays, "in.attention_mask");
     let (ids, positions) = (whole(&arrays, "in.input_ids"), whole(&arrays, "position_ids"));
     let deltas = whole(&arrays, "rope_deltas");

@@ -341,7 +341,7 @@ struct Distillation {
 fn distillation(model: &Qwen3Vl, stored: &Arrays) -> Distillation {
     let width = stored["response_tokens"].shape[1];
     let (tokens, mask) = (integers(stored, "response_tokens"), integers(stored, "response_mask"));
-    let mut side = |prefix: &str| {
+    let side = |prefix: &str| {
         let rows = rows(stored, &format!("in.{prefix}."), model.config.vision_start_token_id);
         let lengths = integers(stored, &format!("{prefix}_prompt_len"));
         let mut batch = Batch::new(&model.config);
@@ -389,7 +389,7 @@ fn distillation_losses_and_gradients_agree_with_pytorch() {
             let (head, dhead) = model.head_mut();
             let grads = Some(Grads { dhidden: &mut pass.d_rows, dhead });
             let (stats, hidden, targets) = (&mut pass.stats, &pass.hidden, &data.targets);
-            let mut divergence = |kind, part: &str, absolute: f32, stats: &mut TokenStats, grads| {
+            let divergence = |kind, part: &str, absolute: f32, stats: &mut TokenStats, grads| {
                 let mut teacher_log_prob = Vec::new();
                 let loss = loss::distill(stats, &mut teacher_log_prob, kind, hidden, head, &teacher, targets, &weights, grads);
                 assert_near(part, &stats.loss, &at(part), absolute);

@@ -32,25 +32,30 @@ fn rate(repeats: usize, count: usize, mut run: impl FnMut() -> Result<()>) -> Re
 
 /// Samples generated, drawn and written (text and PNG) into `folder`, by task and level, on one thread.
 ///
+/// The folder should be empty, and is left with the files.
+///
 /// # Errors
 /// When the folder cannot be written.
 pub fn generation(folder: &Path, samples: usize, repeats: usize) -> Result<Vec<Figure>> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(|e| Error::Io {
-        path: folder.to_owned(),
-        source: std::io::Error::other(e),
-    })?;
-    let cases =
-        [(Task::FrozenLake, 4), (Task::FrozenLake, 8), (Task::Maze, 6), (Task::MiniBehaviour, 6)];
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .map_err(|e| Error::Io { path: folder.to_owned(), source: std::io::Error::other(e) })?;
+    let cases = [(Task::FrozenLake, 4), (Task::FrozenLake, 8), (Task::Maze, 6), (Task::MiniBehaviour, 6)];
     let mut figures = Vec::new();
     for (task, level) in cases {
         let images = RenderOptions::default();
         let mut seed = 42;
+        let mut run = 0;
         let value = pool.install(|| {
             rate(repeats, samples, || {
+                // Fresh names each time: replacing a file makes some file systems flush it.
+                run += 1;
+                let folder = folder.join(format!("run{run}"));
                 seed += 1_000_000_007;
                 let options = GenerateOptions { seed, ..GenerateOptions::default() };
                 let instances = generate(task, level, &options, 0..samples)?;
-                files::write_instances(folder, &instances, Some(&images), || ())
+                files::write_instances(&folder, &instances, Some(&images), || ())
             })
         })?;
         let name = format!("{task}-{level} generate+render+write");

@@ -46,9 +46,7 @@ pub fn read_instance(path: &Path) -> Result<Instance> {
     let fail = |source| Error::Io { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(fail)?;
     Instance::parse(&text).map_err(|e| match e {
-        Error::Field { field, problem } => {
-            Error::Field { field: format!("{}: {field}", path.display()), problem }
-        }
+        Error::Field { field, problem } => Error::Field { field: format!("{}: {field}", path.display()), problem },
         other => Error::Field { field: path.display().to_string(), problem: other.to_string() },
     })
 }

@@ -108,12 +108,7 @@ impl GenerateOptions {
 ///
 /// # Errors
 /// When the options do not fit the task, or the boards run out.
-pub fn generate(
-    task: Task,
-    level: usize,
-    options: &GenerateOptions,
-    indices: Range<usize>,
-) -> Result<Vec<Instance>> {
+pub fn generate(task: Task, level: usize, options: &GenerateOptions, indices: Range<usize>) -> Result<Vec<Instance>> {
     options.check(task, level)?;
     let count = indices.len();
     let first_seed = options.first_seed(task, level);

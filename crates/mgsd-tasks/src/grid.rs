@@ -14,22 +14,21 @@ const FAR: u32 = u32::MAX;
 
 impl Distances {
     /// Distances from `from`; `step` gives the cell that a move leads to, if it is allowed.
-    pub fn from(
-        side: usize,
-        from: Position,
-        mut step: impl FnMut(Position, Direction) -> Option<Position>,
-    ) -> Self {
+    pub fn from(side: usize, from: Position, mut step: impl FnMut(Position, Direction) -> Option<Position>) -> Self {
         let mut steps = vec![FAR; side * side];
         steps[from.index(side)] = 0;
-        let mut queue = VecDeque::from([from]);
-        while let Some(cell) = queue.pop_front() {
+        let mut queue = Vec::with_capacity(side * side);
+        queue.push(from);
+        let mut head = 0;
+        while let Some(&cell) = queue.get(head) {
+            head += 1;
             let next_steps = steps[cell.index(side)] + 1;
             for direction in Direction::ALL {
                 if let Some(next) = step(cell, direction) {
                     let known = &mut steps[next.index(side)];
                     if *known == FAR {
                         *known = next_steps;
-                        queue.push_back(next);
+                        queue.push(next);
                     }
                 }
             }

@@ -37,7 +37,8 @@ impl RgbImage {
     /// # Errors
     /// When a side is 0 or the pixels do not fill the picture.
     pub fn to_png(&self) -> Result<Vec<u8>> {
-        let fail = |e: png::EncodingError| Error::Image { path: PathBuf::from("(PNG in memory)"), problem: e.to_string() };
+        let fail =
+            |e: png::EncodingError| Error::Image { path: PathBuf::from("(PNG in memory)"), problem: e.to_string() };
         let mut bytes = Vec::with_capacity(self.pixels.len() / 4 + 1024);
         let mut encoder = png::Encoder::new(&mut bytes, self.width as u32, self.height as u32);
         encoder.set_color(png::ColorType::Rgb);

@@ -87,9 +87,9 @@ impl Instance {
         };
         let plan = match fields.plan()? {
             Some(plan) => plan,
-            None => board.solve().ok_or_else(|| {
-                Error::field("solution_actions", "is missing, and the board has no solution")
-            })?,
+            None => board
+                .solve()
+                .ok_or_else(|| Error::field("solution_actions", "is missing, and the board has no solution"))?,
         };
         Ok(Self {
             split: fields.text("split").unwrap_or("train").to_owned(),

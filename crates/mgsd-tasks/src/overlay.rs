@@ -68,9 +68,7 @@ fn cross(image: &mut RgbImage, (x, y): Point, arm: f32, half: f32) {
 }
 
 fn disc(image: &mut RgbImage, (cx, cy): Point, radius: f32, color: Color) {
-    paint(image, (cx - radius, cy - radius, cx + radius, cy + radius), color, |x, y| {
-        radius - (x - cx).hypot(y - cy)
-    });
+    paint(image, (cx - radius, cy - radius, cx + radius, cy + radius), color, |x, y| radius - (x - cx).hypot(y - cy));
 }
 
 fn ring(image: &mut RgbImage, (cx, cy): Point, radius: f32, half: f32) {

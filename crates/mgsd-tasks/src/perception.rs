@@ -17,9 +17,7 @@ const ORDER: [Direction; 4] = [Direction::Up, Direction::Right, Direction::Down,
 pub fn questions(task: Task) -> &'static [&'static str] {
     match task {
         Task::FrozenLake => &["map_size", "player_position", "goal_position", "h_positions"],
-        Task::Maze => {
-            &["map_size", "player_position", "goal_position", "open_directions", "player_legal_actions"]
-        }
+        Task::Maze => &["map_size", "player_position", "goal_position", "open_directions", "player_legal_actions"],
         Task::MiniBehaviour => &[
             "map_size",
             "agent_position",
@@ -51,12 +49,7 @@ fn facts(board: &Board) -> Vec<Fact> {
 }
 
 fn frozen_lake_facts(board: &frozen_lake::Board) -> Vec<Fact> {
-    vec![
-        Fact::Size(board.side()),
-        Fact::Cell(board.start()),
-        Fact::Cell(board.goal()),
-        Fact::Cells(board.holes()),
-    ]
+    vec![Fact::Size(board.side()), Fact::Cell(board.start()), Fact::Cell(board.goal()), Fact::Cells(board.holes())]
 }
 
 fn maze_facts(board: &maze::Board) -> Vec<Fact> {
@@ -205,10 +198,9 @@ fn pair(cell: &Position) -> (u64, u64) {
 fn digit(c: char) -> Option<u64> {
     /// The zeros outside ASCII.
     const ZEROS: &[u32] = &[
-        0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50,
-        0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0,
-        0x1c40, 0x1c50, 0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0, 0x11066,
-        0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6,
+        0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0, 0xf20,
+        0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0,
+        0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0, 0x11066, 0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6,
     ];
     if c.is_ascii() {
         return c.to_digit(10).map(u64::from);

@@ -62,14 +62,18 @@ pub fn parse_benchmark(task: Task, response: &str) -> Parsed<'_> {
     if !carries && compact(answer, joint, |_| None, &mut parsed.actions) {
         return parsed;
     }
-    scan(answer, |_| None, |word, rest| {
-        let Some((action, used)) = benchmark_word(word, rest) else { return 0 };
-        match action {
-            Some(action) if carries || matches!(action, Action::Move(_)) => parsed.actions.push(action),
-            _ => parsed.invalid.push(upper(word, &rest[..used])),
-        }
-        used
-    });
+    scan(
+        answer,
+        |_| None,
+        |word, rest| {
+            let Some((action, used)) = benchmark_word(word, rest) else { return 0 };
+            match action {
+                Some(action) if carries || matches!(action, Action::Move(_)) => parsed.actions.push(action),
+                _ => parsed.invalid.push(upper(word, &rest[..used])),
+            }
+            used
+        },
+    );
     parsed
 }
 
@@ -191,11 +195,7 @@ fn compact(
 
 /// Goes through words and signs. `word` gets a word and the text after it, and returns how much of that text
 /// it has used up.
-fn scan(
-    text: &str,
-    sign: impl Fn(char) -> Option<Direction>,
-    mut word: impl FnMut(&str, &str) -> usize,
-) {
+fn scan(text: &str, sign: impl Fn(char) -> Option<Direction>, mut word: impl FnMut(&str, &str) -> usize) {
     let mut at = 0;
     while let Some(c) = text[at..].chars().next() {
         if !is_word(c) {

@@ -105,7 +105,8 @@ impl RgbImage {
         }
     }
 
-    /// A filled rectangle with round corners. Unlike all else, its corners are rounded, half to even.
+    /// A filled rectangle with round corners. Unlike all else, its corners are rounded, half to even;
+    /// without room for a curve it is an ellipse or a rectangle like any other.
     pub(crate) fn rounded_rectangle(&mut self, corners: Box4, radius: f64, color: Color) {
         let [x0, y0, x1, y1] = corners.map(f64::round_ties_even);
         let mut d = 2.0 * radius;
@@ -121,7 +122,7 @@ impl RgbImage {
             return self.ellipse(corners, color);
         }
         if d == 0.0 {
-            return self.rectangle([x0, y0, x1, y1], color);
+            return self.rectangle(corners, color);
         }
         let r = (d / 2.0).floor();
         let (left, right) = (|c: i64| c <= 0, |c: i64| c >= 0);

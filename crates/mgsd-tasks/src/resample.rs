@@ -34,8 +34,7 @@ pub(crate) fn taps(source: usize, target: usize) -> Vec<Taps> {
         let center = (i as f64 + 0.5) * scale;
         let first = ((center - support + 0.5) as i64).max(0) as usize;
         let end = ((center + support + 0.5) as i64).clamp(0, source as i64) as usize;
-        let raw: Vec<f64> =
-            (first..end).map(|x| lanczos((x as f64 - center + 0.5) * narrow)).collect();
+        let raw: Vec<f64> = (first..end).map(|x| lanczos((x as f64 - center + 0.5) * narrow)).collect();
         let sum: f64 = raw.iter().sum();
         let quantise = |w: f64| {
             let w = if sum != 0.0 { w / sum } else { w } * f64::from(1 << BITS);

@@ -52,8 +52,7 @@ impl Task {
         if sides.contains(&side) {
             return Ok(());
         }
-        let problem =
-            format!("side {side} is out of range, expected {} to {}", sides.start(), sides.end());
+        let problem = format!("side {side} is out of range, expected {} to {}", sides.start(), sides.end());
         Err(Error::board(self, problem))
     }
 }
@@ -158,8 +157,7 @@ pub enum Direction {
 
 impl Direction {
     /// All four, in the order of gymnasium's action numbers.
-    pub const ALL: [Direction; 4] =
-        [Direction::Left, Direction::Down, Direction::Right, Direction::Up];
+    pub const ALL: [Direction; 4] = [Direction::Left, Direction::Down, Direction::Right, Direction::Up];
 
     /// Lower-case English word.
     pub fn word(self) -> &'static str {
@@ -355,12 +353,10 @@ impl FromStr for Difficulty {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Difficulty::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(text.trim())).ok_or_else(|| {
-            Error::Unknown {
-                what: "difficulty",
-                value: text.to_owned(),
-                expected: "easy, medium or hard",
-            }
+        Difficulty::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(text.trim())).ok_or_else(|| Error::Unknown {
+            what: "difficulty",
+            value: text.to_owned(),
+            expected: "easy, medium or hard",
         })
     }
 }

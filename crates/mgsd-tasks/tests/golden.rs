@@ -1,9 +1,7 @@
 //! The published generator's samples, its scores and its perception scores, reproduced.
 
 use mgsd_tasks::score::{BenchmarkCase, TrainingCase, benchmark, training};
-use mgsd_tasks::{
-    Board, GenerateOptions, Instance, RenderOptions, Task, TileSet, files, generate, perception,
-};
+use mgsd_tasks::{Board, GenerateOptions, Instance, RenderOptions, Task, TileSet, files, generate, perception};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};

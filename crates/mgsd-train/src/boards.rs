@@ -36,9 +36,11 @@ struct BoardKind {
 
 impl BoardStream {
     pub(crate) fn open(recipe: &Recipe) -> Result<Self> {
-        let mut render = RenderOptions { image_size: recipe.data.image_size.unwrap_or(IMAGE_SIZE), ..RenderOptions::default() };
+        let mut render =
+            RenderOptions { image_size: recipe.data.image_size.unwrap_or(IMAGE_SIZE), ..RenderOptions::default() };
         if let Some(folder) = &recipe.data.tiles {
-            render.tiles = TileSet::load(folder).map_err(TrainError::other(format!("data.tiles {}", folder.display())))?;
+            render.tiles =
+                TileSet::load(folder).map_err(TrainError::other(format!("data.tiles {}", folder.display())))?;
         }
         let mut kinds = Vec::new();
         for (name, board) in &recipe.data.tasks {
@@ -56,7 +58,9 @@ impl BoardStream {
             }
             let difficulties = match &board.difficulty {
                 None => Difficulty::ALL.to_vec(),
-                Some(names) => names.iter().map(|name| name.parse().map_err(failed("difficulty"))).collect::<Result<_>>()?,
+                Some(names) => {
+                    names.iter().map(|name| name.parse().map_err(failed("difficulty"))).collect::<Result<_>>()?
+                }
             };
             let options = GenerateOptions { frozen_lake: lake, ..GenerateOptions::default() };
             kinds.push(BoardKind { task, levels: board.levels.clone(), weight: board.weight, difficulties, options });
@@ -88,7 +92,9 @@ impl BoardStream {
         }
         Err(TrainError::Other {
             context: format!("data.tasks.{}, level {level}", kind.task),
-            message: format!("no {part:?} board among {ATTEMPTS}: there are too few different boards; add levels or loosen the options"),
+            message: format!(
+                "no {part:?} board among {ATTEMPTS}: there are too few different boards; add levels or loosen the options"
+            ),
         })
     }
 

@@ -71,7 +71,13 @@ impl RunFolder {
     }
 
     /// Writes the checkpoint of `state.step`, then removes all but the `keep` newest.
-    pub(crate) fn write(&self, model: &Qwen3Vl, state: &State, arrays: &BTreeMap<String, Array>, keep: usize) -> Result<PathBuf> {
+    pub(crate) fn write(
+        &self,
+        model: &Qwen3Vl,
+        state: &State,
+        arrays: &BTreeMap<String, Array>,
+        keep: usize,
+    ) -> Result<PathBuf> {
         let path = self.checkpoint(state.step);
         files::write_folder(&path, |folder| {
             self.write_model(model, folder)?;
@@ -187,8 +193,11 @@ mod tests {
     #[test]
     fn only_changes_that_alter_the_numbers_forbid_resuming() {
         let old = recipe(&[]);
-        assert!(differing_keys(&old, &recipe(&["eval.every=5", "checkpoint.keep=1", "model.out=elsewhere"])).is_empty());
-        let differing = differing_keys(&old, &recipe(&["optimiser.lr=1", "eval.held_out=0.5", "steps=9", "data.mix.0.weight=2"]));
+        assert!(
+            differing_keys(&old, &recipe(&["eval.every=5", "checkpoint.keep=1", "model.out=elsewhere"])).is_empty()
+        );
+        let differing =
+            differing_keys(&old, &recipe(&["optimiser.lr=1", "eval.held_out=0.5", "steps=9", "data.mix.0.weight=2"]));
         let names: Vec<&str> = differing.iter().map(String::as_str).collect();
         assert_eq!(names, ["data.mix.0.weight", "eval.held_out", "optimiser.lr", "steps"]);
         let constant = recipe(&["schedule.shape=constant"]);

@@ -21,7 +21,11 @@ impl Conversation {
     fn chat(&self) -> Result<Vec<chat::Message>> {
         let marks: usize = self.messages.iter().map(|message| message::image_count(&message.content)).sum();
         if marks != self.pictures.len() {
-            return Err(self.wrong(format!("{marks} picture marks ({}) but {} pictures", message::IMAGE_MARK, self.pictures.len())));
+            return Err(self.wrong(format!(
+                "{marks} picture marks ({}) but {} pictures",
+                message::IMAGE_MARK,
+                self.pictures.len()
+            )));
         }
         let mut pictures = self.pictures.iter();
         let turn = |message: &Message| {

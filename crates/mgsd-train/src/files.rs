@@ -69,6 +69,8 @@ fn sync_tree(folder: &Path) -> Result<()> {
 fn sync_folder(folder: Option<&Path>) -> Result<()> {
     let folder = folder.filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
     #[cfg(unix)]
-    File::open(folder).and_then(|file| file.sync_all()).map_err(TrainError::io(folder, "the folder cannot be synced"))?;
+    File::open(folder)
+        .and_then(|file| file.sync_all())
+        .map_err(TrainError::io(folder, "the folder cannot be synced"))?;
     Ok(())
 }

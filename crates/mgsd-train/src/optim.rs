@@ -40,7 +40,11 @@ impl OptimiserState {
         let moments = parameters
             .into_iter()
             .filter(|parameter| parameter.is_trainable())
-            .map(|parameter| Moments { name: parameter.name.clone(), first: zeros(parameter), second: zeros(parameter) })
+            .map(|parameter| Moments {
+                name: parameter.name.clone(),
+                first: zeros(parameter),
+                second: zeros(parameter),
+            })
             .collect();
         Self { settings, moments, steps: 0 }
     }
@@ -91,14 +95,12 @@ pub(crate) fn array_of(tensor: &Tensor) -> Array {
 }
 
 /// Copies the array called `name` into a tensor of the same size.
-pub(crate) fn copy_array(
-    path: &Path,
-    arrays: &BTreeMap<String, Array>,
-    name: &str,
-    tensor: &mut Tensor,
-) -> Result<()> {
+pub(crate) fn copy_array(path: &Path, arrays: &BTreeMap<String, Array>, name: &str, tensor: &mut Tensor) -> Result<()> {
     let values = arrays.get(name).and_then(Array::as_f32).ok_or_else(|| {
-        TrainError::file(path, format!("tensor {name} is missing; the checkpoint belongs to a run with other trained parts"))
+        TrainError::file(
+            path,
+            format!("tensor {name} is missing; the checkpoint belongs to a run with other trained parts"),
+        )
     })?;
     if values.len() != tensor.len() {
         return Err(TrainError::file(

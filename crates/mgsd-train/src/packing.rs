@@ -21,12 +21,14 @@ impl Sample {
     /// # Errors
     /// When that would cut into the question: nothing sensible would be left to learn.
     pub(crate) fn limit(&mut self, limit: usize) -> Result<()> {
-        let first = self.labelled.iter().position(|&labelled| labelled).unwrap_or(self.labelled.len());
-        if first >= limit || first == 0 {
+        let first = self.labelled.iter().skip(1).position(|&labelled| labelled).map(|at| at + 1);
+        if first.is_none_or(|first| first >= limit) {
+            let begins =
+                first.map_or("there is no answer".to_string(), |first| format!("the answer begins at token {first}"));
             return Err(TrainError::Sample {
                 sample: self.name.clone(),
                 what: format!(
-                    "{} tokens, the answer begins at token {first}; expected an answer that begins within the first {limit}. \
+                    "{} tokens, {begins}; expected an answer that begins within the first {limit}. \
                      Raise batch.max_tokens_per_sample or lower images.max_pixels",
                     self.prompt.ids.len()
                 ),
@@ -37,7 +39,10 @@ impl Sample {
         if self.prompt.ids.len() > limit && images_end > limit {
             return Err(TrainError::Sample {
                 sample: self.name.clone(),
-                what: format!("{} tokens, and a later question lies beyond {limit}; raise batch.max_tokens_per_sample", self.prompt.ids.len()),
+                what: format!(
+                    "{} tokens, and a later question lies beyond {limit}; raise batch.max_tokens_per_sample",
+                    self.prompt.ids.len()
+                ),
             });
         }
         self.prompt.ids.truncate(limit);
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn runs_cover_all_sequences_in_order_and_respect_the_limit() {
         assert_eq!(runs(&[3, 3, 5, 1, 12, 2], 8), [0..2, 2..4, 4..5, 5..6]);
-        assert_eq!(runs(&[], 8), []);
+        assert!(runs(&[], 8).is_empty());
         assert_eq!(runs(&[20], 8), [0..1]);
     }
 

@@ -75,8 +75,13 @@ impl<T> Drop for Prefetch<T> {
 }
 
 /// Buffers handed back by the loop for reuse by workers.
-#[derive(Default)]
 pub(crate) struct Pool<T>(Mutex<Vec<T>>);
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+}
 
 impl<T> Pool<T> {
     pub(crate) fn take(&self, new: impl FnOnce() -> T) -> T {

@@ -10,7 +10,8 @@ fn scramble(mut z: u64) -> u64 {
 
 /// A seed for item `index` of stream `stream`.
 pub(crate) fn derive(seed: u64, stream: u64, index: u64) -> u64 {
-    let step = |state: u64, value: u64| scramble(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ scramble(value.wrapping_add(1)));
+    let step =
+        |state: u64, value: u64| scramble(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ scramble(value.wrapping_add(1)));
     step(step(scramble(seed), stream), index)
 }
 

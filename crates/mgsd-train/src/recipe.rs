@@ -204,7 +204,6 @@ fn describe(name: &str, tree: &toml::Value, error: &serde_path_to_error::Error<t
     TrainError::Recipe { file: name.to_string(), key, value: written, expected: message }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

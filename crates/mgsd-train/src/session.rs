@@ -57,7 +57,11 @@ pub(crate) struct Session<'a> {
 }
 
 /// Refuses to mix a new run into an old one, or finds the checkpoint to continue from.
-pub(crate) fn open<'a>(recipe: &'a Recipe, control: &'a Control<'a>, steps: u64) -> Result<(Session<'a>, Option<PathBuf>)> {
+pub(crate) fn open<'a>(
+    recipe: &'a Recipe,
+    control: &'a Control<'a>,
+    steps: u64,
+) -> Result<(Session<'a>, Option<PathBuf>)> {
     let folder = RunFolder { path: recipe.model.out.clone(), base: recipe.model.base.clone(), adapter: None };
     let latest = folder.latest();
     if let (Some(found), false) = (&latest, control.resume) {
@@ -158,7 +162,13 @@ impl Session<'_> {
         Err(TrainError::NonFinite { step: self.done + 1, quantity, value, samples: samples.to_vec(), checkpoint })
     }
 
-    fn measure(&mut self, model: &mut Qwen3Vl, stage: &mut dyn Stage, recorder: &mut Recorder, started: Instant) -> Result<()> {
+    fn measure(
+        &mut self,
+        model: &mut Qwen3Vl,
+        stage: &mut dyn Stage,
+        recorder: &mut Recorder,
+        started: Instant,
+    ) -> Result<()> {
         let scalars = stage.evaluate(model)?;
         self.report(recorder, Phase::Eval, &scalars, started)?;
         let merit = stage.merit(&scalars);

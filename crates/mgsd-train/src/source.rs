@@ -72,7 +72,8 @@ impl Source {
 
     /// How many of `wanted` held-out samples there are without taking a record twice.
     pub(crate) fn held_out_count(&self, wanted: usize) -> usize {
-        let available = self.files().map(|(i, records)| (records.held_out.len() as f64 / self.shares.share(i)) as usize);
+        let available =
+            self.files().map(|(i, records)| (records.held_out.len() as f64 / self.shares.share(i)) as usize);
         available.fold(wanted, usize::min).max(1)
     }
 
@@ -114,7 +115,7 @@ impl Source {
         let task = board.task();
         let name = format!("{kind:?} {task} level {} sample {ordinal}", board.side());
         let failed = || TrainError::other(format!("prompts for {name}"));
-        let context = PromptContext::new(board);
+        let context = PromptContext::of_instance(instance);
         let mut messages = Vec::new();
         let mut pictures = Vec::new();
         match kind {
@@ -124,7 +125,9 @@ impl Source {
                 let question = self.prompts.teacher_context(&context, ReferencePlan::Given);
                 messages.push(Message::user(question.map_err(failed())?));
             }
-            SampleKind::ReadText => messages.push(Message::user(self.prompts.text_perception(&context).map_err(failed())?)),
+            SampleKind::ReadText => {
+                messages.push(Message::user(self.prompts.text_perception(&context).map_err(failed())?))
+            }
             SampleKind::ReadImage => {
                 messages.push(Message::user(self.prompts.perception(task).map_err(failed())?));
                 pictures.push(self.boards.picture(board)?);
@@ -176,7 +179,8 @@ impl Records {
         let conversation = &self.conversations[record];
         let folder = self.path.parent().unwrap_or(std::path::Path::new("."));
         let picture = |picture: &mgsd_data::picture::Picture| {
-            let bytes = picture.load(folder).map_err(TrainError::other(format!("{} record {record}", self.path.display())))?;
+            let bytes =
+                picture.load(folder).map_err(TrainError::other(format!("{} record {record}", self.path.display())))?;
             Ok(ImageSource::Bytes(bytes.into()))
         };
         Ok(Conversation {

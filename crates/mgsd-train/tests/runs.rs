@@ -134,7 +134,11 @@ fn pretraining_starts_from_the_seed_and_learns() {
 #[test]
 fn checkpoints_beyond_keep_go_away_and_torn_ones_are_not_seen() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = recipe("sft", folder.path(), &["checkpoint.every=1", "checkpoint.keep=2", "steps=4", "schedule.shape=constant"]);
+    let recipe = recipe(
+        "sft",
+        folder.path(),
+        &["checkpoint.every=1", "checkpoint.keep=2", "steps=4", "schedule.shape=constant"],
+    );
     go(&recipe, false, NEVER).0.unwrap();
     let mut names: Vec<String> = contents_names(folder.path(), "checkpoint-");
     names.sort();
@@ -226,4 +230,46 @@ fn distillation_brings_the_student_towards_the_teacher() {
     let mean = |part: &[Scalars]| losses(part).iter().sum::<f64>() / part.len() as f64;
     let (before, after) = (mean(&reports[..3]), mean(&reports[22..]));
     assert!(after < 0.7 * before, "reverse KL {before} -> {after}");
+}
+
+/// What the child process of the next test runs; alone it does nothing.
+#[test]
+#[ignore = "run by the next test in a process of its own"]
+fn a_run_to_be_killed() {
+    let Some(out) = std::env::var_os("MGSD_TEST_OUT") else { return };
+    go(&killed_recipe(Path::new(&out)), true, NEVER).0.unwrap();
+}
+
+fn killed_recipe(out: &Path) -> Recipe {
+    recipe("sft", out, &["steps=40", "checkpoint.every=1", "checkpoint.keep=2", "optimiser.lr=1e-3"])
+}
+
+#[test]
+fn a_run_killed_twice_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (straight, killed) = (folder.path().join("straight"), folder.path().join("killed"));
+    let expected = go(&killed_recipe(&straight), false, NEVER).0.unwrap();
+    for reach in [3, 11] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "a_run_to_be_killed"])
+            .env("MGSD_TEST_OUT", &killed)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let seen = || {
+            contents_names(&killed, "checkpoint-")
+                .iter()
+                .any(|name| name[11..].parse().is_ok_and(|step: u64| step >= reach))
+        };
+        while !killed.is_dir() || !seen() {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended before it was killed");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let (summary, reports) = go(&killed_recipe(&killed), true, NEVER);
+    let summary = summary.unwrap();
+    assert!(reports.len() < 30, "{} steps were taken again", reports.len());
+    assert!(contents(&expected.result) == contents(&summary.result), "the results differ");
 }

@@ -50,7 +50,9 @@ pub fn backward(
         let range = first * cols..(first + count) * cols;
         // SAFETY: blocks of rows do not overlap.
         let dx = unsafe { dx.slice(range.start, range.len()) };
-        cpu::backward(dx, dparams, &dout[range.clone()], &x[range], weight, eps, add);
+        par::with_scratch(group, |z| {
+            cpu::backward(dx, dparams, &dout[range.clone()], &x[range], weight, eps, add, z);
+        });
     };
     match dparams {
         None => par::row_blocks(rows, cols, |first, count| block(first, count, None)),
@@ -109,11 +111,12 @@ mod cpu {
             weight: &[f32],
             eps: f32,
             add: bool,
+            z: &mut [f32],
         ) {
             let n = weight.len();
             let w = weight.as_ptr();
             let mut dparams = dparams;
-            crate::par::with_scratch(n, |z| {
+            {
                 let rows = dx.chunks_exact_mut(n).zip(dout.chunks_exact(n)).zip(x.chunks_exact(n));
                 for ((dx, dout), x) in rows {
                     let r = moments::<S>(x, z, eps);
@@ -136,7 +139,7 @@ mod cpu {
                         each_lane!(S, n, |d = dout, old = db| S::add(d, old) => db);
                     }
                 }
-            });
+            }
         }
     }
 }

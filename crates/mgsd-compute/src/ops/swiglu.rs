@@ -64,8 +64,12 @@ mod cpu {
             while i < n {
                 let left = (n - i).min(S::LANES);
                 let whole = left == S::LANES;
-                let at = |x: &[f32]| if whole { S::load(x.as_ptr().add(i)) } else { S::load_n(x.as_ptr().add(i), left) };
-                let (d, g, u) = (at(dout), at(gate), at(up));
+                macro_rules! at {
+                    ($x:ident) => {
+                        if whole { S::load($x.as_ptr().add(i)) } else { S::load_n($x.as_ptr().add(i), left) }
+                    };
+                }
+                let (d, g, u) = (at!(dout), at!(gate), at!(up));
                 let s = sigmoid::<S>(g);
                 let silu = S::mul(g, s);
                 let slope = S::fma(silu, S::sub(one, s), s);

@@ -43,18 +43,15 @@ fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn stem(path: &Path) -> String {
-    path.file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn case(folder: &Path, level: usize, image: &Path) -> Result<Case> {
     let stem = stem(image);
     let table = folder.join("table").join(format!("{stem}.txt"));
     let pure_text = folder.join("pure_text").join(format!("{stem}.txt"));
-    let board = parse_table(&files::read_text(&table)?)
-        .map_err(|problem| DataError::format(&table, "table", problem))?;
+    let board =
+        parse_table(&files::read_text(&table)?).map_err(|problem| DataError::format(&table, "table", problem))?;
     let side = board.side();
     if side != level {
         return Err(DataError::format(

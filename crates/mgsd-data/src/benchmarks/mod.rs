@@ -117,9 +117,9 @@ pub fn read(root: &Path, options: &Options) -> Result<Vec<Case>> {
             continue;
         }
         let of_task = match task {
-            Task::FrozenLake => diffthinker_root(root)
-                .map(|root| read_diffthinker(&root, &options.levels))
-                .transpose()?,
+            Task::FrozenLake => {
+                diffthinker_root(root).map(|root| read_diffthinker(&root, &options.levels)).transpose()?
+            }
             _ => visual_planning_root(root)
                 .filter(|root| visual_planning::file(root, task, &options.split).is_file())
                 .map(|root| read_visual_planning(&root, task, &options.split, &options.levels))
@@ -132,12 +132,8 @@ pub fn read(root: &Path, options: &Options) -> Result<Vec<Case>> {
             }
             continue;
         };
-        cases.extend(
-            of_task
-                .into_iter()
-                .skip(options.start_index)
-                .take(options.samples_per_task.unwrap_or(usize::MAX)),
-        );
+        cases
+            .extend(of_task.into_iter().skip(options.start_index).take(options.samples_per_task.unwrap_or(usize::MAX)));
     }
     if cases.is_empty() {
         return Err(DataError::missing(
@@ -159,20 +155,14 @@ fn diffthinker_root(root: &Path) -> Option<PathBuf> {
             entries.any(|entry| entry.is_ok_and(|entry| entry.path().join("table").is_dir()))
         })
     };
-    [root.join("frozenlake_maps"), root.to_path_buf()]
-        .into_iter()
-        .find(holds_levels)
+    [root.join("frozenlake_maps"), root.to_path_buf()].into_iter().find(holds_levels)
 }
 
 fn visual_planning_root(root: &Path) -> Option<PathBuf> {
     let holds_tasks = |folder: &PathBuf| {
-        [Task::Maze, Task::MiniBehaviour]
-            .iter()
-            .any(|task| folder.join(task.name()).join("tokenized_dataset").is_dir())
+        [Task::Maze, Task::MiniBehaviour].iter().any(|task| folder.join(task.name()).join("tokenized_dataset").is_dir())
     };
-    [root.join("visualplanning_dataset"), root.to_path_buf()]
-        .into_iter()
-        .find(holds_tasks)
+    [root.join("visualplanning_dataset"), root.to_path_buf()].into_iter().find(holds_tasks)
 }
 
 /// Whether the filter lets a level through; an empty filter lets all.

@@ -16,16 +16,10 @@ pub(super) fn read_png(path: &Path) -> Result<RgbImage> {
     let broken = |problem: String| DataError::format(path, "picture", problem);
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(png::Transformations::normalize_to_color8());
-    let mut reader = decoder
-        .read_info()
-        .map_err(|error| broken(format!("not a PNG: {error}")))?;
-    let size = reader
-        .output_buffer_size()
-        .ok_or_else(|| broken("too large".to_string()))?;
+    let mut reader = decoder.read_info().map_err(|error| broken(format!("not a PNG: {error}")))?;
+    let size = reader.output_buffer_size().ok_or_else(|| broken("too large".to_string()))?;
     let mut raw = vec![0; size];
-    let frame = reader
-        .next_frame(&mut raw)
-        .map_err(|error| broken(format!("broken PNG: {error}")))?;
+    let frame = reader.next_frame(&mut raw).map_err(|error| broken(format!("broken PNG: {error}")))?;
     raw.truncate(frame.buffer_size());
     let pixels = match frame.color_type {
         png::ColorType::Rgb => raw,
@@ -34,11 +28,7 @@ pub(super) fn read_png(path: &Path) -> Result<RgbImage> {
         png::ColorType::GrayscaleAlpha => raw.chunks_exact(2).flat_map(|pixel| [pixel[0]; 3]).collect(),
         png::ColorType::Indexed => return Err(broken("a palette that does not expand".to_string())),
     };
-    Ok(RgbImage {
-        width: frame.width as usize,
-        height: frame.height as usize,
-        pixels,
-    })
+    Ok(RgbImage { width: frame.width as usize, height: frame.height as usize, pixels })
 }
 
 /// Resizes to a square: across first, then down; each pass rounds to bytes, and one that changes nothing is left out.
@@ -46,9 +36,7 @@ pub(super) fn to_square(mut image: RgbImage, side: usize) -> RgbImage {
     if image.width != side {
         let taps = taps(image.width, side);
         let rows = image.pixels.chunks_exact(image.width * 3);
-        image.pixels = rows
-            .flat_map(|row| taps.iter().flat_map(|taps| mix(taps, |index| &row[index * 3..])))
-            .collect();
+        image.pixels = rows.flat_map(|row| taps.iter().flat_map(|taps| mix(taps, |index| &row[index * 3..]))).collect();
         image.width = side;
     }
     if image.height != side {
@@ -57,9 +45,7 @@ pub(super) fn to_square(mut image: RgbImage, side: usize) -> RgbImage {
         let source = &image.pixels;
         image.pixels = taps
             .iter()
-            .flat_map(|taps| {
-                (0..side).flat_map(move |x| mix(taps, |index| &source[index * stride + x * 3..]))
-            })
+            .flat_map(|taps| (0..side).flat_map(move |x| mix(taps, |index| &source[index * stride + x * 3..])))
             .collect();
         image.height = side;
     }
@@ -95,9 +81,7 @@ fn taps(source: usize, target: usize) -> Vec<Taps> {
             // Casts towards zero, as the C code does; a negative start is clamped.
             let first = (centre - support + 0.5).max(0.0) as usize;
             let end = ((centre + support + 0.5) as usize).min(source);
-            let raw: Vec<f64> = (first..end)
-                .map(|at| lanczos((at as f64 - centre + 0.5) / stretch))
-                .collect();
+            let raw: Vec<f64> = (first..end).map(|at| lanczos((at as f64 - centre + 0.5) / stretch)).collect();
             let sum: f64 = raw.iter().sum();
             let unit = f64::from(1u32 << WEIGHT_BITS);
             Taps {

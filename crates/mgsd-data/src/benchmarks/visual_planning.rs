@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use mgsd_tasks::{Board, Position, Task, maze, mini_behaviour};
 use mgsd_tasks::score::BenchmarkCase;
+use mgsd_tasks::{Board, Position, Task, maze, mini_behaviour};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -34,9 +34,7 @@ pub fn read(root: &Path, task: Task, split: &str, levels: &[usize]) -> Result<Ve
 
 /// Where the records of a task lie.
 pub(super) fn file(root: &Path, task: Task, split: &str) -> std::path::PathBuf {
-    root.join(task.name())
-        .join("tokenized_dataset/SFT")
-        .join(format!("{split}_dataset.jsonl"))
+    root.join(task.name()).join("tokenized_dataset/SFT").join(format!("{split}_dataset.jsonl"))
 }
 
 /// A line; `input_state` has one entry more than the recorded plan has actions.
@@ -97,10 +95,7 @@ fn maze_case(line: &str, index: usize, split: &str) -> Result<Case, String> {
     }
     for (name, value) in [("start_pos", meta.start_pos), ("target_pos", meta.target_pos)] {
         if value >= level * level {
-            return Err(format!(
-                "field \"meta.{name}\": {value} is beyond the last cell, {}",
-                level * level - 1
-            ));
+            return Err(format!("field \"meta.{name}\": {value} is beyond the last cell, {}", level * level - 1));
         }
     }
     let expected_action_count = recorded_actions(input_state.as_deref())
@@ -122,10 +117,7 @@ fn maze_case(line: &str, index: usize, split: &str) -> Result<Case, String> {
         target_pos: json!(meta.target_pos),
         expected_action_count,
         source: None,
-        scoring: BenchmarkCase {
-            expected_action_count,
-            ..BenchmarkCase::from_board(&board)
-        },
+        scoring: BenchmarkCase { expected_action_count, ..BenchmarkCase::from_board(&board) },
         board,
     })
 }
@@ -133,14 +125,9 @@ fn maze_case(line: &str, index: usize, split: &str) -> Result<Case, String> {
 fn mini_behaviour_case(line: &str, index: usize, split: &str) -> Result<Case, String> {
     let Line { input_state, meta } = parse::<RoomMeta>(line)?;
     let level = meta.level;
-    let board: Board = mini_behaviour::Board::new(
-        level,
-        meta.start_pos,
-        meta.printer_pos,
-        meta.table_pos.clone(),
-    )
-    .map_err(|error| format!("field \"meta\": {error}"))?
-    .into();
+    let board: Board = mini_behaviour::Board::new(level, meta.start_pos, meta.printer_pos, meta.table_pos.clone())
+        .map_err(|error| format!("field \"meta\": {error}"))?
+        .into();
     let expected_action_count = recorded_actions(input_state.as_deref());
     let case_id = format!("minibehaviour_{split}_level{level}_{:04}", meta.idx.unwrap_or(index));
     Ok(Case {

@@ -34,7 +34,7 @@ pub struct Row {
     /// Pictures of the student's question: paths relative to the file's folder, data URLs or base64.
     #[serde(default)]
     pub images: Vec<String>,
-    /// Pictures that only the teacher sees; ours have none.
+    /// Pictures of the teacher: those of `images` first, then those that only the teacher sees; ours have none.
     #[serde(default)]
     pub teacher_images: Vec<String>,
     /// A text map for the teacher; only in other people's files.
@@ -92,27 +92,16 @@ impl Sample {
 }
 
 /// Makes one row an example, in the examples' order. `folder` is where the JSON file will lie.
-pub fn rows(
-    examples: &[Example],
-    prompts: &Prompts,
-    plan: ReferencePlan,
-    folder: &Path,
-) -> Result<Vec<Row>> {
-    examples
-        .iter()
-        .map(|example| row(example, prompts, plan, folder))
-        .collect()
+pub fn rows(examples: &[Example], prompts: &Prompts, plan: ReferencePlan, folder: &Path) -> Result<Vec<Row>> {
+    examples.iter().map(|example| row(example, prompts, plan, folder)).collect()
 }
 
 fn row(example: &Example, prompts: &Prompts, plan: ReferencePlan, folder: &Path) -> Result<Row> {
     let context = PromptContext::of_instance(&example.instance);
-    let answer = context.plan.as_deref().ok_or_else(|| {
-        DataError::format(
-            &example.text_path,
-            "board",
-            "no plan solves it; leave the instance out",
-        )
-    })?;
+    let answer = context
+        .plan
+        .as_deref()
+        .ok_or_else(|| DataError::format(&example.text_path, "board", "no plan solves it; leave the instance out"))?;
     Ok(Row {
         sample_id: example.id.clone(),
         task: Some(example.task.to_string()),
@@ -133,19 +122,14 @@ fn row(example: &Example, prompts: &Prompts, plan: ReferencePlan, folder: &Path)
 
 /// Writes rows as JSON: two spaces of indent, non-ASCII as it is, no line end at the end.
 pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
-    let text = serde_json::to_string_pretty(rows)
-        .map_err(|error| DataError::format(path, "rows", error))?;
+    let text = serde_json::to_string_pretty(rows).map_err(|error| DataError::format(path, "rows", error))?;
     files::write(path, text.as_bytes())
 }
 
 /// Reads the rows of a JSON file.
 pub fn read_json(path: &Path) -> Result<Vec<Row>> {
     let text = files::read_text(path)?;
-    json_records(path, &text)?
-        .into_iter()
-        .enumerate()
-        .map(|(index, record)| read_row(path, index, record))
-        .collect()
+    json_records(path, &text)?.into_iter().enumerate().map(|(index, record)| read_row(path, index, record)).collect()
 }
 
 fn read_row(path: &Path, index: usize, mut record: Value) -> Result<Row> {
@@ -164,23 +148,18 @@ fn read_row(path: &Path, index: usize, mut record: Value) -> Result<Row> {
 
 /// Turns a JSON row into a sample; its pictures are looked for below `folder`, the JSON file's folder.
 pub fn sample(row: &Row, folder: &Path) -> Result<Sample> {
-    let content = |role: Role| {
-        row.messages
-            .iter()
-            .find(|message| message.role == role)
-            .map(|message| message.content.as_str())
-    };
+    let content =
+        |role: Role| row.messages.iter().find(|message| message.role == role).map(|message| message.content.as_str());
     let locate = |references: &[String]| {
-        references
-            .iter()
-            .map(|reference| Picture::locate(reference, folder))
-            .collect::<Result<Vec<_>>>()
+        references.iter().map(|reference| Picture::locate(reference, folder)).collect::<Result<Vec<_>>>()
     };
+    // The published converter takes the pictures that the student sees to lead the teacher's list as well.
+    let only_teacher = row.teacher_images.get(row.images.len()..);
     Ok(Sample {
         problem: content(Role::User).unwrap_or_default().to_string(),
         answer: answer(content(Role::Assistant).unwrap_or_default()),
         images: locate(&row.images)?,
-        teacher_images: locate(&row.teacher_images)?,
+        teacher_images: locate(only_teacher.unwrap_or_default())?,
         teacher_text_map: row.teacher_text_map.clone(),
         frozenlake_task_text: row.frozenlake_task_text.clone(),
         task: row.task.clone(),
@@ -219,16 +198,12 @@ pub fn read(path: &Path) -> Result<Vec<Sample>> {
                 .iter()
                 .enumerate()
                 .map(|(index, row)| {
-                    sample(row, folder).map_err(|error| {
-                        DataError::format(path, format!("row {index}, field \"images\""), error)
-                    })
+                    sample(row, folder)
+                        .map_err(|error| DataError::format(path, format!("row {index}, field \"images\""), error))
                 })
                 .collect()
         }
-        _ => Err(DataError::missing(
-            path,
-            "unknown kind of file; expected .json, .jsonl or .parquet with OPCD rows",
-        )),
+        _ => Err(DataError::missing(path, "unknown kind of file; expected .json, .jsonl or .parquet with OPCD rows")),
     }
 }
 

@@ -32,25 +32,17 @@ type TextColumn = (&'static str, fn(&Sample) -> Option<&str>);
 /// The text columns behind the pictures, each written only when some row has it.
 const OPTIONAL_COLUMNS: [TextColumn; 6] = [
     ("teacher_text_map", |row| row.teacher_text_map.as_deref()),
-    ("frozenlake_task_text", |row| {
-        row.frozenlake_task_text.as_deref()
-    }),
+    ("frozenlake_task_text", |row| row.frozenlake_task_text.as_deref()),
     ("task", |row| row.task.as_deref()),
     ("vsp_task_text", |row| row.vsp_task_text.as_deref()),
-    ("teacher_system_prompt", |row| {
-        row.teacher_system_prompt.as_deref()
-    }),
-    ("teacher_text_context", |row| {
-        row.teacher_text_context.as_deref()
-    }),
+    ("teacher_system_prompt", |row| row.teacher_system_prompt.as_deref()),
+    ("teacher_text_context", |row| row.teacher_text_context.as_deref()),
 ];
 
 /// Writes rows to `path`; pictures that are not embedded yet are read, their paths looked for below `folder`.
 pub fn write(path: &Path, rows: &[Sample], folder: &Path) -> Result<()> {
-    let columns: Vec<TextColumn> = OPTIONAL_COLUMNS
-        .into_iter()
-        .filter(|(_, value)| rows.iter().any(|row| value(row).is_some()))
-        .collect();
+    let columns: Vec<TextColumn> =
+        OPTIONAL_COLUMNS.into_iter().filter(|(_, value)| rows.iter().any(|row| value(row).is_some())).collect();
     let mut failure = None;
     let written = files::write_with(path, |file| {
         write_groups(file, rows, &columns, folder).map_err(|error| match error {
@@ -80,20 +72,13 @@ impl From<ParquetError> for WriteError {
     }
 }
 
-fn write_groups(
-    file: &mut File,
-    rows: &[Sample],
-    columns: &[TextColumn],
-    folder: &Path,
-) -> Result<(), WriteError> {
+fn write_groups(file: &mut File, rows: &[Sample], columns: &[TextColumn], folder: &Path) -> Result<(), WriteError> {
     let schema = Arc::new(parse_message_type(&message_type(columns))?);
     let properties = Arc::new(properties(columns));
     let mut writer = SerializedFileWriter::new(file, schema, properties)?;
     for group_rows in rows.chunks(ROWS_PER_GROUP) {
         let mut group = writer.next_row_group()?;
-        let text = |row: &'_ Sample, value: fn(&Sample) -> Option<&str>| {
-            value(row).map(ByteArray::from)
-        };
+        let text = |row: &'_ Sample, value: fn(&Sample) -> Option<&str>| value(row).map(ByteArray::from);
         write_text(&mut group, group_rows.iter().map(|row| text(row, |row| Some(&row.problem))))?;
         write_text(&mut group, group_rows.iter().map(|row| text(row, |row| Some(&row.answer))))?;
         write_pictures(&mut group, group_rows, |row| &row.images, folder)?;
@@ -177,12 +162,9 @@ fn write_column(
     definition: &[i16],
     repetition: Option<&[i16]>,
 ) -> Result<(), WriteError> {
-    let mut column = group.next_column()?.ok_or_else(|| {
-        ParquetError::General("more columns than the schema has".to_string())
-    })?;
-    column
-        .typed::<ByteArrayType>()
-        .write_batch(values, Some(definition), repetition)?;
+    let mut column =
+        group.next_column()?.ok_or_else(|| ParquetError::General("more columns than the schema has".to_string()))?;
+    column.typed::<ByteArrayType>().write_batch(values, Some(definition), repetition)?;
     column.close()?;
     Ok(())
 }
@@ -196,12 +178,7 @@ fn message_type(columns: &[TextColumn]) -> String {
         )
     };
     let text = |name: &str| format!("OPTIONAL BYTE_ARRAY {name} (STRING);");
-    let mut fields = vec![
-        text("problem"),
-        text("answer"),
-        pictures("images"),
-        pictures("teacher_images"),
-    ];
+    let mut fields = vec![text("problem"), text("answer"), pictures("images"), pictures("teacher_images")];
     fields.extend(columns.iter().map(|(name, _)| text(name)));
     format!("message schema {{ {} }}", fields.join(" "))
 }
@@ -243,16 +220,12 @@ fn huggingface_features(columns: &[TextColumn]) -> Value {
 /// Reads rows of a parquet file, ours or one with paths instead of bytes; unknown columns are left alone.
 pub fn read(path: &Path) -> Result<Vec<Sample>> {
     let file = File::open(path).map_err(|source| DataError::io(path, "read", source))?;
-    let broken = |error: ParquetError| {
-        DataError::format(path, "file", format!("not a readable parquet file: {error}"))
-    };
+    let broken = |error: ParquetError| DataError::format(path, "file", format!("not a readable parquet file: {error}"));
     let reader = SerializedFileReader::new(file).map_err(broken)?;
     let rows = reader.get_row_iter(None).map_err(broken)?;
     rows.enumerate()
         .map(|(index, row)| {
-            let row = row.map_err(|error| {
-                DataError::format(path, format!("row {index}"), error)
-            })?;
+            let row = row.map_err(|error| DataError::format(path, format!("row {index}"), error))?;
             sample(row).map_err(|(field, problem)| {
                 DataError::format(path, format!("row {index}, column \"{field}\""), problem)
             })

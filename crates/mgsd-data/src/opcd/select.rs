@@ -29,12 +29,7 @@ pub enum RowOrder {
 
 impl Default for SelectOptions {
     fn default() -> Self {
-        SelectOptions {
-            sample_per_level: None,
-            limit_per_level: None,
-            seed: 42,
-            order: RowOrder::ByName,
-        }
+        SelectOptions { sample_per_level: None, limit_per_level: None, seed: 42, order: RowOrder::ByName }
     }
 }
 
@@ -53,10 +48,8 @@ impl SelectOptions {
 
 /// Selects and orders examples, which come grouped by task and level as [`crate::folder::read`] gives them.
 pub fn select(examples: Vec<Example>, options: &SelectOptions) -> Result<Vec<Example>> {
-    for (name, value) in [
-        ("sample_per_level", options.sample_per_level),
-        ("limit_per_level", options.limit_per_level),
-    ] {
+    for (name, value) in [("sample_per_level", options.sample_per_level), ("limit_per_level", options.limit_per_level)]
+    {
         if value == Some(0) {
             return Err(DataError::Option {
                 name,
@@ -87,9 +80,7 @@ fn groups(examples: Vec<Example>) -> Vec<Vec<Example>> {
     let mut groups: Vec<Vec<Example>> = Vec::new();
     for example in examples {
         match groups.last_mut() {
-            Some(group)
-                if group[0].task == example.task && group[0].level == example.level =>
-            {
+            Some(group) if group[0].task == example.task && group[0].level == example.level => {
                 group.push(example);
             }
             _ => groups.push(vec![example]),
@@ -103,11 +94,7 @@ fn sample(group: Vec<Example>, count: usize, random: &mut Mt19937) -> Vec<Exampl
     let mut chosen = random.sample(group.len(), count);
     chosen.sort_unstable();
     let mut chosen = chosen.into_iter().peekable();
-    group
-        .into_iter()
-        .enumerate()
-        .filter_map(|(index, example)| chosen.next_if_eq(&index).map(|_| example))
-        .collect()
+    group.into_iter().enumerate().filter_map(|(index, example)| chosen.next_if_eq(&index).map(|_| example)).collect()
 }
 
 /// Repeats rows, whole rounds and then a part of one, until there are `count`. Fewer than there are changes nothing.

@@ -20,12 +20,7 @@ pub struct CellContext {
 
 impl From<Position> for CellContext {
     fn from(position: Position) -> Self {
-        CellContext {
-            row: position.row,
-            col: position.col,
-            open: None,
-            mask: None,
-        }
+        CellContext { row: position.row, col: position.col, open: None, mask: None }
     }
 }
 
@@ -108,12 +103,7 @@ pub struct PromptContext {
 }
 
 /// The order in which directions are listed to a model.
-const LISTED: [Direction; 4] = [
-    Direction::Up,
-    Direction::Right,
-    Direction::Down,
-    Direction::Left,
-];
+const LISTED: [Direction; 4] = [Direction::Up, Direction::Right, Direction::Down, Direction::Left];
 
 impl PromptContext {
     /// Everything a template may say about `board`; the plan is the solver's.
@@ -171,11 +161,7 @@ impl PromptContext {
 
 /// Words of the directions that `open` lets through.
 fn words(open: impl Fn(Direction) -> bool) -> Vec<&'static str> {
-    LISTED
-        .into_iter()
-        .filter(|direction| open(*direction))
-        .map(Direction::word)
-        .collect()
+    LISTED.into_iter().filter(|direction| open(*direction)).map(Direction::word).collect()
 }
 
 fn contexts(cells: &[Position]) -> Option<Vec<CellContext>> {
@@ -204,17 +190,9 @@ fn of_maze(maze: &maze::Board) -> PromptContext {
     let mut cells = Vec::with_capacity(side * side);
     for cell in (0..side * side).map(|index| Position::from_index(index, side)) {
         let open = words(|direction| maze.open_step(cell, direction).is_some());
-        let listed = if open.is_empty() {
-            "none".to_string()
-        } else {
-            open.join(", ")
-        };
+        let listed = if open.is_empty() { "none".to_string() } else { open.join(", ") };
         state.push(format!("{} {listed}", shown(cell)));
-        cells.push(CellContext {
-            open: Some(open),
-            mask: Some(maze.walls(cell)),
-            ..cell.into()
-        });
+        cells.push(CellContext { open: Some(open), mask: Some(maze.walls(cell)), ..cell.into() });
     }
     PromptContext {
         state: state.join("\n"),

@@ -3,10 +3,7 @@
 /// A template's file name and its content.
 macro_rules! embed {
     ($set:literal, $file:literal) => {
-        (
-            $file,
-            include_str!(concat!("../../prompts/", $set, "/", $file)),
-        )
+        ($file, include_str!(concat!("../../prompts/", $set, "/", $file)))
     };
 }
 

@@ -129,25 +129,15 @@ impl Prompts {
                 .add_template_owned(name.clone(), source)
                 .map_err(|error| prompt_error(Some(folder), &name, &error))?;
         }
-        Prompts {
-            environment,
-            folder: Some(folder.to_path_buf()),
-        }
-        .checked()
+        Prompts { environment, folder: Some(folder.to_path_buf()) }.checked()
     }
 
     fn embedded(templates: &[(&'static str, &'static str)]) -> Result<Prompts> {
         let mut environment = environment()?;
         for (name, source) in templates {
-            environment
-                .add_template(name, source)
-                .map_err(|error| prompt_error(None, name, &error))?;
+            environment.add_template(name, source).map_err(|error| prompt_error(None, name, &error))?;
         }
-        Prompts {
-            environment,
-            folder: None,
-        }
-        .checked()
+        Prompts { environment, folder: None }.checked()
     }
 
     /// Makes sure that no template is missing before any work begins.
@@ -213,12 +203,7 @@ impl Prompts {
     }
 
     /// Renders with everything that is known of the board; `reference` says whether `plan` and `steps` are there.
-    fn render_board(
-        &self,
-        kind: PromptKind,
-        board: &PromptContext,
-        reference: bool,
-    ) -> Result<String> {
+    fn render_board(&self, kind: PromptKind, board: &PromptContext, reference: bool) -> Result<String> {
         if reference && board.plan.is_none() {
             return Err(DataError::Prompt {
                 name: kind.file_name(board.task),
@@ -256,11 +241,7 @@ fn task_only(task: Task) -> Value {
 
 /// Appends the picture after a blank line when the text does not place it.
 fn with_image_mark(text: String) -> String {
-    if text.contains(crate::message::IMAGE_MARK) {
-        text
-    } else {
-        format!("{text}\n\n{}", crate::message::IMAGE_MARK)
-    }
+    if text.contains(crate::message::IMAGE_MARK) { text } else { format!("{text}\n\n{}", crate::message::IMAGE_MARK) }
 }
 
 /// The template engine with our filters, strict about unknown variables.
@@ -331,11 +312,6 @@ fn prompt_error(folder: Option<&Path>, name: &str, error: &minijinja::Error) -> 
     let detail = error.detail().map(|detail| format!(": {detail}"));
     DataError::Prompt {
         name: place,
-        problem: format!(
-            "{}{}{}",
-            line.unwrap_or_default(),
-            error.kind(),
-            detail.unwrap_or_default()
-        ),
+        problem: format!("{}{}{}", line.unwrap_or_default(), error.kind(), detail.unwrap_or_default()),
     }
 }

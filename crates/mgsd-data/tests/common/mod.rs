@@ -13,9 +13,7 @@ pub fn data(name: &str) -> PathBuf {
 
 /// The reference files beside the workspace, on machines that have them.
 pub fn reference(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../shared/tasks")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/tasks").join(name);
     path.exists().then_some(path)
 }
 

@@ -1,6 +1,7 @@
 //! The report: one HTML file that holds everything it shows, asks nothing of the network, and can be read without
 //! scripts (they only filter the boards).
 
+mod card;
 mod curves;
 mod data;
 mod gallery;

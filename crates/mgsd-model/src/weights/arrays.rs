@@ -1,10 +1,6 @@
 //! Small safetensors files read and written whole: traces, adapters, training states.
 
-use std::{
-    collections::BTreeMap,
-    io::Write as _,
-    path::Path,
-};
+use std::{collections::BTreeMap, io::Write as _, path::Path};
 
 use super::{
     StoredDtype,

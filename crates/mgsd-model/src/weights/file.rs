@@ -46,7 +46,9 @@ impl StoredDtype {
     }
 
     fn from_name(name: &str) -> Option<Self> {
-        [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16, StoredDtype::I64].into_iter().find(|dtype| dtype.name() == name)
+        [StoredDtype::F32, StoredDtype::F16, StoredDtype::Bf16, StoredDtype::I64]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
     }
 }
 
@@ -91,8 +93,11 @@ impl MappedTensors {
         };
         let mut entries = BTreeMap::new();
         for (name, value) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-            let entry = read_entry(value, header_end)
-                .map_err(|problem| Error::Tensor { path: path.into(), name: name.clone(), problem })?;
+            let entry = read_entry(value, header_end).map_err(|problem| Error::Tensor {
+                path: path.into(),
+                name: name.clone(),
+                problem,
+            })?;
             if entry.end > bytes.len() {
                 return Err(cut_short(entry.end as u64));
             }

@@ -66,7 +66,8 @@ impl Checkpoint {
         }
         for (tensor, shard) in map {
             let held = files.iter().any(|file| {
-                file.path.file_name().and_then(|name| name.to_str()) == shard.as_str() && file.entries.contains_key(tensor)
+                file.path.file_name().and_then(|name| name.to_str()) == shard.as_str()
+                    && file.entries.contains_key(tensor)
             });
             if !held {
                 return Err(wrong(format!("places {tensor} in {shard}, but that file does not hold it")));
@@ -119,7 +120,8 @@ impl Checkpoint {
         let (file, entry) = self.find(name)?;
         let (rows, cols) = matrix_shape(&entry.shape);
         // A BF16 tensor at an odd offset cannot be read as 16-bit numbers; no writer makes such files, but one may.
-        if load_as == LoadAs::MappedBf16IfPossible && entry.dtype == StoredDtype::Bf16 && entry.start.is_multiple_of(2) {
+        if load_as == LoadAs::MappedBf16IfPossible && entry.dtype == StoredDtype::Bf16 && entry.start.is_multiple_of(2)
+        {
             let map = Arc::clone(&file.map) as Arc<dyn AsRef<[u8]> + Send + Sync>;
             return Ok(Tensor::from_mapped_bf16(map, entry.start, rows, cols));
         }
@@ -130,10 +132,8 @@ impl Checkpoint {
     pub fn load_matrix(&self, name: &str, rows: usize, cols: usize, load_as: LoadAs) -> Result<Tensor> {
         let (file, entry) = self.find(name)?;
         if matrix_shape(&entry.shape) != (rows, cols) {
-            return Err(file.wrong(
-                name,
-                format!("has shape {:?}, but the configuration asks for {rows} x {cols}", entry.shape),
-            ));
+            return Err(file
+                .wrong(name, format!("has shape {:?}, but the configuration asks for {rows} x {cols}", entry.shape)));
         }
         self.load(name, load_as)
     }

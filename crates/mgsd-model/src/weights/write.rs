@@ -80,7 +80,8 @@ impl CheckpointWriter {
         if self.out.is_none() {
             let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
             let dtype = stored(self.dtype);
-            let header = header(self.shards[shard].iter().map(|spec| (spec.name.as_str(), dtype, spec.shape.as_slice())));
+            let header =
+                header(self.shards[shard].iter().map(|spec| (spec.name.as_str(), dtype, spec.shape.as_slice())));
             out.write_all(&header).map_err(failed)?;
             self.out = Some(out);
         }
@@ -116,11 +117,13 @@ impl CheckpointWriter {
         let mut kept = vec![index.clone()];
         for shard in 0..self.shards.len() {
             let path = self.dir.join(self.shard_name(shard));
-            std::fs::rename(self.temporary(shard), &path).map_err(|source| Error::Write { path: path.clone(), source })?;
+            std::fs::rename(self.temporary(shard), &path)
+                .map_err(|source| Error::Write { path: path.clone(), source })?;
             kept.push(path);
         }
         if self.shards.len() > 1 {
-            let text = serde_json::to_vec_pretty(&self.index()).map_err(|source| Error::Json { path: index.clone(), source })?;
+            let text = serde_json::to_vec_pretty(&self.index())
+                .map_err(|source| Error::Json { path: index.clone(), source })?;
             write_atomically(&index, |out| out.write_all(&text))?;
         } else {
             kept.remove(0);

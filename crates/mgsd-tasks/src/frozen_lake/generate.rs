@@ -24,10 +24,7 @@ pub(crate) fn sample(side: usize, seed: u64, options: &FrozenLakeOptions) -> Res
     Ok(found.map(|(board, plan)| Sample {
         board: board.into(),
         plan,
-        details: Details::FrozenLake {
-            frozen_probability: options.frozen_probability,
-            is_slippery: options.slippery,
-        },
+        details: Details::FrozenLake { frozen_probability: options.frozen_probability, is_slippery: options.slippery },
     }))
 }
 
@@ -62,12 +59,7 @@ fn draw_holes(side: usize, seed: u64, probability: f64) -> Result<Vec<bool>> {
     })
 }
 
-fn place_start_and_goal(
-    side: usize,
-    seed: u64,
-    holes: Vec<bool>,
-    min_path_length: usize,
-) -> Option<(Board, Plan)> {
+fn place_start_and_goal(side: usize, seed: u64, holes: Vec<bool>, min_path_length: usize) -> Option<(Board, Plan)> {
     let frozen: Vec<usize> = (0..holes.len()).filter(|i| !holes[*i]).collect();
     let mut rng = Pcg64::new(seed.wrapping_add(17));
     let mut board = Board::from_parts(side, holes, Position::new(0, 0), Position::new(0, 0));

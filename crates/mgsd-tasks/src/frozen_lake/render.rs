@@ -153,8 +153,7 @@ impl Blocks {
         }
         for row in 0..side {
             for col in 0..side {
-                let around: [u8; 9] =
-                    std::array::from_fn(|i| digits[(row + i / 3) * stride + col + i % 3]);
+                let around: [u8; 9] = std::array::from_fn(|i| digits[(row + i / 3) * stride + col + i % 3]);
                 self.draw_cell(row, col, around, image);
             }
         }

@@ -33,9 +33,7 @@ pub(crate) fn write(out: &mut String, instance: &Instance, board: &Board) {
 pub(crate) fn parse(fields: &Fields) -> Result<(Board, Details)> {
     let side = fields.number("level")?;
     let board = Board::from_rows(fields.grid("map", side)?)?;
-    for (row, col, stands) in
-        [("start_row", "start_col", board.start()), ("goal_row", "goal_col", board.goal())]
-    {
+    for (row, col, stands) in [("start_row", "start_col", board.start()), ("goal_row", "goal_col", board.goal())] {
         if fields.text(row).is_ok() {
             let said = fields.position(row, col, side)?;
             if said != stands {

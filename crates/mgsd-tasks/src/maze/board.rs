@@ -45,7 +45,10 @@ impl Board {
         }
         if let Some(i) = walls.iter().position(|w| *w > 15) {
             let at = Position::from_index(i, side);
-            return fail(format!("walls {} at {at}, expected a sum of 1 (north), 2 (south), 4 (west), 8 (east)", walls[i]));
+            return fail(format!(
+                "walls {} at {at}, expected a sum of 1 (north), 2 (south), 4 (west), 8 (east)",
+                walls[i]
+            ));
         }
         for (name, p) in [("start", start), ("target", target)] {
             if p.row >= side || p.col >= side {

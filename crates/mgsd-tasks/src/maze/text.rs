@@ -58,8 +58,7 @@ fn put_layout_json(out: &mut String, board: &Board) {
 /// Distances to the target, keys sorted as text.
 fn put_distance_map(out: &mut String, board: &Board) {
     let side = board.side();
-    let distances =
-        Distances::from(side, board.target(), |cell, direction| board.open_step(cell, direction));
+    let distances = Distances::from(side, board.target(), |cell, direction| board.open_step(cell, direction));
     let mut entries: Vec<(String, u32)> =
         distances.reachable().map(|(cell, steps)| (cell.index(side).to_string(), steps)).collect();
     entries.sort();

@@ -82,8 +82,7 @@ impl Board {
 
     fn free_beside(&self, cells: &[Position]) -> Vec<Position> {
         let around = |cell: &Position| Direction::ALL.map(|d| cell.step(d, self.side));
-        let mut found: Vec<Position> =
-            cells.iter().flat_map(around).flatten().filter(|p| !self.is_table(*p)).collect();
+        let mut found: Vec<Position> = cells.iter().flat_map(around).flatten().filter(|p| !self.is_table(*p)).collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -91,8 +90,7 @@ impl Board {
 
     /// The cell that an allowed move leads to, with or without the printer in hand.
     pub fn free_step(&self, from: Position, direction: Direction, carrying: bool) -> Option<Position> {
-        from.step(direction, self.side)
-            .filter(|next| !self.is_table(*next) && (carrying || *next != self.printer))
+        from.step(direction, self.side).filter(|next| !self.is_table(*next) && (carrying || *next != self.printer))
     }
 
     /// The rows as they stand in the text file: `A` agent, `P` printer, `T` table, `.` free.

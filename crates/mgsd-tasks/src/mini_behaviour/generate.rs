@@ -21,8 +21,7 @@ pub(crate) fn sample(side: usize, seed: u64, wanted: Difficulty) -> Result<Sampl
         free.clear();
         free.extend((0..side * side).map(|i| Position::from_index(i, side)).filter(|p| !in_table(*p)));
         let printer = free.remove(rng.below(free.len()));
-        let table: Vec<Position> =
-            (0..6).map(|i| Position::new(corner.row + i / 3, corner.col + i % 3)).collect();
+        let table: Vec<Position> = (0..6).map(|i| Position::new(corner.row + i / 3, corner.col + i % 3)).collect();
         // The published generator looks for neighbours before it draws the start; a room without
         // them ends the try one draw earlier.
         let placed = |start| Board::new(side, start, printer, table.clone());

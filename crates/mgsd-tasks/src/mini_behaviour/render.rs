@@ -41,8 +41,8 @@ fn draw_agent(image: &mut RgbImage, [x0, y0, x1, y1]: Box4) {
     image.polygon(&[tip, (x0 + inset_x, y0 + inset_y), (x0 + inset_x, y1 - inset_y)], AGENT);
 }
 
-/// Paper, body and tray in white, a slot and a lamp in black. The fractions are measured on the
-/// published pictures; the order of operations matters where a float falls on a whole pixel.
+/// Paper, body and tray in white, a slot and a lamp in black. The fractions, and the order in which they
+/// are combined, are the published renderer's: where a float falls on a whole pixel, either would show.
 fn draw_printer(image: &mut RgbImage, [x0, y0, x1, y1]: Box4) {
     let cell = (x1 - x0).min(y1 - y0);
     let (width, height) = (cell * 0.58, cell * 0.52);
@@ -65,7 +65,6 @@ fn draw_printer(image: &mut RgbImage, [x0, y0, x1, y1]: Box4) {
     image.rounded_rectangle(slot, radius, FLOOR);
     let lamp_radius = cell * 0.035;
     let (lamp_x, lamp_y) = (left + width * 0.18, body_top + body_height * 0.36);
-    let lamp =
-        [lamp_x - lamp_radius, lamp_y - lamp_radius, lamp_x + lamp_radius, lamp_y + lamp_radius];
+    let lamp = [lamp_x - lamp_radius, lamp_y - lamp_radius, lamp_x + lamp_radius, lamp_y + lamp_radius];
     image.ellipse(lamp, FLOOR);
 }

@@ -43,8 +43,7 @@ impl Board {
         let leg = |from, to, carrying| {
             shortest_path(self.side(), from, to, ORDER, |cell, d| self.free_step(cell, d, carrying))
         };
-        let mut actions: Vec<Action> =
-            leg(self.start(), pick, false)?.into_iter().map(Action::Move).collect();
+        let mut actions: Vec<Action> = leg(self.start(), pick, false)?.into_iter().map(Action::Move).collect();
         actions.push(Action::Pick);
         actions.extend(leg(pick, drop, true)?.into_iter().map(Action::Move));
         actions.push(Action::Drop);

@@ -79,7 +79,13 @@ fn put_key(out: &mut String, cell: Position) {
 fn name_order(cell: &Position) -> (u64, u64) {
     // Left-aligned digits compare as the text does; a shorter number ends in ',' or ')', both below '0'.
     let aligned = |n: usize| -> u64 {
-        let digits = if n >= 100 { 3 } else if n >= 10 { 2 } else { 1 };
+        let digits = if n >= 100 {
+            3
+        } else if n >= 10 {
+            2
+        } else {
+            1
+        };
         (n as u64 * 10_u64.pow(3 - digits)) << 2 | u64::from(digits)
     };
     (aligned(cell.row), aligned(cell.col))
@@ -101,17 +107,22 @@ fn put_distance_maps(out: &mut String, name: &str, board: &Board, targets: &[Pos
 }
 
 fn put_distance_map(out: &mut String, distances: &Distances) {
-    let mut entries: Vec<(Position, u32)> = distances.reachable().collect();
-    if entries.iter().any(|(cell, _)| cell.row >= 10 || cell.col >= 10) {
-        entries.sort_by_key(|(cell, _)| name_order(cell));
-    }
     out.push('{');
-    for (i, (cell, steps)) in entries.iter().enumerate() {
-        if i > 0 {
+    let mut separate = false;
+    let mut entry = |(cell, steps): (Position, u32)| {
+        if std::mem::replace(&mut separate, true) {
             out.push(',');
         }
-        put_key(out, *cell);
-        put_number(out, *steps as usize);
+        put_key(out, cell);
+        put_number(out, steps as usize);
+    };
+    if distances.reachable().any(|(cell, _)| cell.row >= 10 || cell.col >= 10) {
+        let mut entries: Vec<(Position, u32)> = distances.reachable().collect();
+        entries.sort_by_key(|(cell, _)| name_order(cell));
+        entries.into_iter().for_each(&mut entry);
+    } else {
+        // With single digits the order of reading is that of the names.
+        distances.reachable().for_each(&mut entry);
     }
     out.push('}');
 }

@@ -32,9 +32,8 @@ impl Mt19937 {
         }
         let (mut i, mut j) = (1, 0);
         for _ in 0..N.max(key.len()) {
-            state[i] = (state[i] ^ scramble(state[i - 1]).wrapping_mul(1_664_525))
-                .wrapping_add(key[j])
-                .wrapping_add(j as u32);
+            state[i] =
+                (state[i] ^ scramble(state[i - 1]).wrapping_mul(1_664_525)).wrapping_add(key[j]).wrapping_add(j as u32);
             i += 1;
             j = (j + 1) % key.len();
             if i >= N {
@@ -43,8 +42,7 @@ impl Mt19937 {
             }
         }
         for _ in 0..N - 1 {
-            state[i] = (state[i] ^ scramble(state[i - 1]).wrapping_mul(1_566_083_941))
-                .wrapping_sub(i as u32);
+            state[i] = (state[i] ^ scramble(state[i - 1]).wrapping_mul(1_566_083_941)).wrapping_sub(i as u32);
             i += 1;
             if i >= N {
                 state[0] = state[N - 1];

@@ -180,8 +180,7 @@ pub fn score_parsed(case: &BenchmarkCase, parsed: Parsed) -> BenchmarkScore {
     score.parse_success = !actions.is_empty() && parsed.invalid.is_empty();
     score.action_count = actions.len();
     score.expected_action_count = case.expected_action_count;
-    score.optimal_success =
-        score.success && case.expected_action_count == Some(score.steps_executed);
+    score.optimal_success = score.success && case.expected_action_count == Some(score.steps_executed);
     score.invalid_action_tokens = parsed.invalid;
     score
 }
@@ -245,13 +244,12 @@ fn follow(
 }
 
 fn cross(board: &frozen_lake::Board, actions: &[Action]) -> BenchmarkScore {
-    let mut score = follow(board.start(), board.goal(), actions, |cell, direction| {
-        match cell.step(direction, board.side()) {
+    let mut score =
+        follow(board.start(), board.goal(), actions, |cell, direction| match cell.step(direction, board.side()) {
             None => Err((InvalidReason::OutOfBounds(direction), None)),
             Some(next) if board.is_hole(next) => Err((InvalidReason::FellIntoHole, Some(next))),
             Some(next) => Ok(next),
-        }
-    });
+        });
     score.fell_into_hole = Some(score.invalid_reason == Some(InvalidReason::FellIntoHole));
     score
 }
@@ -283,17 +281,13 @@ fn carry(case: &BenchmarkCase, board: &mini_behaviour::Board, actions: &[Action]
                 }
             },
             Action::Pick if carrying => Some(InvalidReason::PickWhileCarrying),
-            Action::Pick if !case.printer_neighbors.contains(&cell) => {
-                Some(InvalidReason::PickNotAdjacentToPrinter)
-            }
+            Action::Pick if !case.printer_neighbors.contains(&cell) => Some(InvalidReason::PickNotAdjacentToPrinter),
             Action::Pick => {
                 (carrying, picked) = (true, true);
                 None
             }
             Action::Drop if !carrying => Some(InvalidReason::DropWithoutPrinter),
-            Action::Drop if !case.table_neighbors.contains(&cell) => {
-                Some(InvalidReason::DropNotAdjacentToTable)
-            }
+            Action::Drop if !case.table_neighbors.contains(&cell) => Some(InvalidReason::DropNotAdjacentToTable),
             Action::Drop => {
                 carrying = false;
                 score.success = true;

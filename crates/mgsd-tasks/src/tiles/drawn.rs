@@ -131,9 +131,8 @@ pub(super) fn cells(side: usize) -> [Vec<u8>; 4] {
 
 fn draw(side: usize, layers: &[&(Shape, Color)]) -> Vec<u8> {
     let step = 1.0 / (side * SAMPLES) as f32;
-    let color_at = |x: f32, y: f32| {
-        layers.iter().rev().find(|(shape, _)| shape.contains(x, y)).map_or(ICE, |(_, color)| *color)
-    };
+    let color_at =
+        |x: f32, y: f32| layers.iter().rev().find(|(shape, _)| shape.contains(x, y)).map_or(ICE, |(_, color)| *color);
     let mut pixels = Vec::with_capacity(side * side * 3);
     for y in 0..side {
         for x in 0..side {

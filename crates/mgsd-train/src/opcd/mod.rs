@@ -142,7 +142,8 @@ impl Distillation<'_> {
             loss::log_probs(stats, &self.teacher_hidden, teacher_head, targets);
             self.teacher_log_probs.clone_from(&stats.log_prob);
             let old: Vec<f32> = responses.iter().flat_map(|response| response.log_probs.iter().copied()).collect();
-            let advantage: Vec<f32> = self.teacher_log_probs.iter().zip(&old).map(|(theirs, mine)| theirs - mine).collect();
+            let advantage: Vec<f32> =
+                self.teacher_log_probs.iter().zip(&old).map(|(theirs, mine)| theirs - mine).collect();
             let clip = Clip { low: settings.clip_low, high: settings.clip_high, dual: settings.clip_dual };
             let grads = Some(Grads { dhidden: d_hidden, dhead });
             loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads)

@@ -74,7 +74,12 @@ impl Roller {
             }
             None => None,
         };
-        Ok(Response { cut: completion.finish == Finish::Length, ids: completion.ids, log_probs: completion.log_probs, score })
+        Ok(Response {
+            cut: completion.finish == Finish::Length,
+            ids: completion.ids,
+            log_probs: completion.log_probs,
+            score,
+        })
     }
 }
 
@@ -90,8 +95,11 @@ pub(super) fn put_scores(scalars: &mut Scalars, boards: &[BoardRow], responses: 
         .filter_map(|(board, response)| Some((board.task, response.score.as_ref()?)))
         .collect();
     let mean = |of: &dyn Fn(&TrainingScore) -> f64, task: Option<Task>| {
-        let chosen: Vec<f64> =
-            scored.iter().filter(|(of_task, _)| task.is_none() || *of_task == task).map(|(_, score)| of(score)).collect();
+        let chosen: Vec<f64> = scored
+            .iter()
+            .filter(|(of_task, _)| task.is_none() || *of_task == task)
+            .map(|(_, score)| of(score))
+            .collect();
         (!chosen.is_empty()).then(|| chosen.iter().sum::<f64>() / chosen.len() as f64)
     };
     let mut put = |name, value: Option<f64>| {

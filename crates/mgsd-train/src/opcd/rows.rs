@@ -122,7 +122,7 @@ impl Rows {
     fn texts(&self, name: String, instance: &Instance, pictures: Vec<ImageSource>) -> Result<Texts> {
         let task = instance.task();
         let failed = || TrainError::other(format!("prompts for {name}"));
-        let context = PromptContext::new(&instance.board);
+        let context = PromptContext::of_instance(instance);
         Ok(Texts {
             student: self.prompts.student(task).map_err(failed())?,
             teacher_system: self.prompts.teacher_system(task).map_err(failed())?,
@@ -154,7 +154,8 @@ impl Rows {
         let instance = sample.instance().ok();
         let context = sample.teacher_text_context.clone().filter(|text| !text.trim().is_empty());
         let Some(teacher) = context else {
-            let instance = instance.ok_or_else(|| wrong("neither teacher_text_context nor an instance text to make one from"))?;
+            let instance =
+                instance.ok_or_else(|| wrong("neither teacher_text_context nor an instance text to make one from"))?;
             let texts = self.texts(name.clone(), &instance, pictures)?;
             return Ok(Texts { student: sample.problem.clone(), ..texts });
         };

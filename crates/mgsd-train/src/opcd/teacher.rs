@@ -39,9 +39,10 @@ impl Teacher {
             TeacherKind::Base if recipe.model.adapter.is_some() => Self::SharedBase,
             TeacherKind::Base => Self::Frozen(Box::new(student::load_frozen(&recipe.model.base)?)),
             TeacherKind::Folder => {
-                let folder = settings.teacher_model.as_deref().ok_or_else(|| {
-                    TrainError::other("opcd.teacher_model")("expected with teacher = \"folder\"")
-                })?;
+                let folder = settings
+                    .teacher_model
+                    .as_deref()
+                    .ok_or_else(|| TrainError::other("opcd.teacher_model")("expected with teacher = \"folder\""))?;
                 Self::Frozen(Box::new(student::load_frozen(folder)?))
             }
             TeacherKind::Student => Self::Student,

@@ -47,7 +47,12 @@ impl Recipe {
         self.check_opcd(&to)?;
         let eval = &self.eval;
         to.rule((0.0..1.0).contains(&eval.held_out), "eval.held_out", eval.held_out, "a share from 0 to below 1")?;
-        to.rule(eval.every == 0 || eval.samples > 0, "eval.samples", eval.samples, "at least 1 when eval.every is set")?;
+        to.rule(
+            eval.every == 0 || eval.samples > 0,
+            "eval.samples",
+            eval.samples,
+            "at least 1 when eval.every is set",
+        )?;
         to.rule(self.checkpoint.keep > 0, "checkpoint.keep", self.checkpoint.keep, "at least 1")
     }
 
@@ -116,12 +121,7 @@ impl Recipe {
     fn check_data(&self, to: &Checker) -> Result<()> {
         for (name, options) in &self.data.tasks {
             let key = format!("data.tasks.{name}");
-            to.rule(
-                name.parse::<mgsd_tasks::Task>().is_ok(),
-                &key,
-                name,
-                "a task: frozenlake, maze or minibehaviour",
-            )?;
+            to.rule(name.parse::<mgsd_tasks::Task>().is_ok(), &key, name, "a task: frozenlake, maze or minibehaviour")?;
             to.missing(!options.levels.is_empty(), &format!("{key}.levels"), "expected at least one grid side")?;
             to.rule(options.weight > 0.0, &format!("{key}.weight"), options.weight, "a number above 0")?;
         }
@@ -144,7 +144,12 @@ impl Recipe {
         let mut has_file = false;
         for (i, entry) in self.data.mix.iter().enumerate() {
             let key = format!("data.mix.{i}");
-            to.rule(entry.weight > 0.0 && entry.weight.is_finite(), &format!("{key}.weight"), entry.weight, "a number above 0")?;
+            to.rule(
+                entry.weight > 0.0 && entry.weight.is_finite(),
+                &format!("{key}.weight"),
+                entry.weight,
+                "a number above 0",
+            )?;
             match entry.kind {
                 SampleKind::Sharegpt => {
                     has_file = true;
