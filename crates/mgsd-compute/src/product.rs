@@ -3,14 +3,39 @@
 //! A panel holds [`panel_width`](crate::simd::panel_width) columns of `B`, one row of `B` after the other, padded with zeros.
 //! `A` is read one number at a time, so its rows and its depth may have any stride (a transposed matrix costs nothing).
 
-use crate::simd::{Simd, kernel, panel_width};
+use crate::simd::{Simd, kernel, panel_width, tile_rows};
+use crate::tensor::Values;
 
-/// Left side: `a[row, k] = at[row * row_stride + k * depth_stride]`.
+/// Left side: `a[row, k] = at[row * row_stride + k * depth_stride]`, the rows of a register tile at a time: from one tile to the
+/// next it is `tile_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct Left {
     pub(crate) at: *const f32,
     pub(crate) row_stride: usize,
     pub(crate) depth_stride: usize,
+    pub(crate) tile_stride: usize,
+}
+
+impl Left {
+    /// A matrix with two strides.
+    pub(crate) fn strided(at: *const f32, row_stride: usize, depth_stride: usize) -> Self {
+        Self {
+            at,
+            row_stride,
+            depth_stride,
+            tile_stride: tile_rows() * row_stride,
+        }
+    }
+
+    /// A matrix packed by [`pack_tiles`].
+    pub(crate) fn tiles(at: *const f32, depth: usize) -> Self {
+        Self {
+            at,
+            row_stride: 1,
+            depth_stride: tile_rows(),
+            tile_stride: tile_rows() * depth,
+        }
+    }
 }
 
 /// Right side: the panels of a packed matrix, `stride` numbers from one to the next.
@@ -62,7 +87,8 @@ kernel! {
             macro_rules! strips {
                 ($($r:literal x $u:literal),*) => {
                     $(while $r <= S::TILE_ROWS && row + $r <= size.rows {
-                        let a = Left { at: a.at.add(row * a.row_stride), ..a };
+                        let (whole, part) = (row / S::TILE_ROWS, row % S::TILE_ROWS);
+                        let a = Left { at: a.at.add(whole * a.tile_stride + part * a.row_stride), ..a };
                         let c = Into { at: c.at.add(row * c.row_stride + panel * width), ..c };
                         tile::<S, $r, $u>(size.depth, cols, a, b, c, alpha);
                         row += $r;
@@ -137,43 +163,122 @@ unsafe fn tile<S: Simd, const R: usize, const U: usize>(
 }
 
 /// Packs `B[k, col] = from[k * stride + col]` (`depth` rows of `cols` numbers).
-///
-/// # Safety
-/// `from` is readable for those, `to` holds [`packed_len`] numbers.
-pub(crate) unsafe fn pack_rows(to: &mut [f32], from: *const f32, stride: usize, depth: usize, cols: usize) {
-    assert!(to.len() >= packed_len(depth, cols));
-    let width = panel_width();
-    for panel in 0..cols.div_ceil(width) {
-        let here = (cols - panel * width).min(width);
-        let to = &mut to[panel * depth * width..(panel + 1) * depth * width];
-        for (k, to) in to.chunks_exact_mut(width).enumerate() {
-            // SAFETY: `here` columns of row `k` from column `panel * width` on are readable (caller).
-            let from = unsafe { std::slice::from_raw_parts(from.add(k * stride + panel * width), here) };
-            to[..here].copy_from_slice(from);
-            to[here..].fill(0.0);
-        }
+pub(crate) fn pack_rows(to: &mut [f32], from: Values, stride: usize, depth: usize, cols: usize) {
+    check_sizes(to, from, packed_len(depth, cols), depth, cols, stride);
+    match from {
+        Values::F32(from) => pack_rows_f32(to, from, stride, depth, cols),
+        Values::Bf16(from) => pack_rows_bf16(to, from, stride, depth, cols),
     }
 }
 
 /// Packs `B[k, col] = from[col * stride + k]`: the transpose of `cols` rows of `depth` numbers.
-///
-/// # Safety
-/// `from` is readable for those, `to` holds [`packed_len`] numbers.
-pub(crate) unsafe fn pack_columns(to: &mut [f32], from: *const f32, stride: usize, depth: usize, cols: usize) {
-    assert!(to.len() >= packed_len(depth, cols));
-    let width = panel_width();
-    for panel in 0..cols.div_ceil(width) {
-        let here = (cols - panel * width).min(width);
-        let to = &mut to[panel * depth * width..(panel + 1) * depth * width];
-        if here < width {
-            to.fill(0.0);
+pub(crate) fn pack_columns(to: &mut [f32], from: Values, stride: usize, depth: usize, cols: usize) {
+    check_sizes(to, from, packed_len(depth, cols), cols, depth, stride);
+    match from {
+        Values::F32(from) => pack_columns_f32(to, from, stride, depth, cols),
+        Values::Bf16(from) => pack_columns_bf16(to, from, stride, depth, cols),
+    }
+}
+
+/// Numbers that `rows` rows of `depth` columns take when packed as a left side.
+pub(crate) fn tiles_len(rows: usize, depth: usize) -> usize {
+    rows.next_multiple_of(tile_rows()) * depth
+}
+
+/// Packs the left side `A[row, k] = from[k * stride + row]` in tiles of rows: the transpose of `depth` rows of `rows` numbers.
+pub(crate) fn pack_tiles(to: &mut [f32], from: &[f32], stride: usize, depth: usize, rows: usize) {
+    check_sizes(to, Values::F32(from), tiles_len(rows, depth), depth, rows, stride);
+    pack_tiles_in(to, from, stride, depth, rows);
+}
+
+/// `from` holds `lines` lines of `length` numbers, `stride` apart.
+fn check_sizes(to: &[f32], from: Values, wanted: usize, lines: usize, length: usize, stride: usize) {
+    let needed = if lines == 0 { 0 } else { (lines - 1) * stride + length };
+    assert!(to.len() >= wanted && from.len() >= needed, "packing {lines} lines of {length} at stride {stride}");
+}
+
+macro_rules! pack_kernels {
+    ($rows:ident, $columns:ident, $from:ty, $load:ident, $widen:expr) => {
+        kernel! {
+            fn $rows<S>(to: &mut [f32], from: &[$from], stride: usize, depth: usize, cols: usize) {
+                // Sizes: `check_sizes`.
+                let width = 2 * S::LANES;
+                for panel in 0..cols.div_ceil(width) {
+                    let here = (cols - panel * width).min(width);
+                    let to = to.as_mut_ptr().add(panel * depth * width);
+                    let from = from.as_ptr().add(panel * width);
+                    if here == width {
+                        for k in 0..depth {
+                            S::store(to.add(k * width), S::$load(from.add(k * stride)));
+                            S::store(to.add(k * width + S::LANES), S::$load(from.add(k * stride + S::LANES)));
+                        }
+                    } else {
+                        for k in 0..depth {
+                            for col in 0..width {
+                                *to.add(k * width + col) =
+                                    if col < here { $widen(*from.add(k * stride + col)) } else { 0.0 };
+                            }
+                        }
+                    }
+                }
+            }
         }
-        // Four by eight at a time: a line read serves several rows written.
-        for col in 0..here {
-            // SAFETY: `depth` numbers of that row are readable (caller).
-            let from = unsafe { std::slice::from_raw_parts(from.add((panel * width + col) * stride), depth) };
-            for (to, from) in to[col..].iter_mut().step_by(width).zip(from) {
-                *to = *from;
+
+        kernel! {
+            fn $columns<S>(to: &mut [f32], from: &[$from], stride: usize, depth: usize, cols: usize) {
+                // Sizes: `check_sizes`.
+                let width = 2 * S::LANES;
+                for panel in 0..cols.div_ceil(width) {
+                    let here = (cols - panel * width).min(width);
+                    let to = to.as_mut_ptr().add(panel * depth * width);
+                    let from = from.as_ptr().add(panel * width * stride);
+                    let mut k = 0;
+                    if here == width {
+                        // Squares of a vector's width, transposed in registers.
+                        while k + S::LANES <= depth {
+                            for half in 0..2 {
+                                let mut square = [S::splat(0.0); 16];
+                                for row in 0..S::LANES {
+                                    square[row] = S::$load(from.add((half * S::LANES + row) * stride + k));
+                                }
+                                S::transpose(&mut square);
+                                for row in 0..S::LANES {
+                                    S::store(to.add((k + row) * width + half * S::LANES), square[row]);
+                                }
+                            }
+                            k += S::LANES;
+                        }
+                    }
+                    while k < depth {
+                        for col in 0..width {
+                            *to.add(k * width + col) =
+                                if col < here { $widen(*from.add(col * stride + k)) } else { 0.0 };
+                        }
+                        k += 1;
+                    }
+                }
+            }
+        }
+    };
+}
+
+pack_kernels!(pack_rows_f32, pack_columns_f32, f32, load, std::convert::identity);
+pack_kernels!(pack_rows_bf16, pack_columns_bf16, u16, load_bf16, crate::tensor::widen);
+
+kernel! {
+    fn pack_tiles_in<S>(to: &mut [f32], from: &[f32], stride: usize, depth: usize, rows: usize) {
+        // Sizes: `check_sizes`. Row by row of `from`, as it lies.
+        let height = S::TILE_ROWS;
+        let whole = rows / height;
+        for k in 0..depth {
+            let from = from.as_ptr().add(k * stride);
+            let to = to.as_mut_ptr().add(k * height);
+            for tile in 0..whole {
+                std::ptr::copy_nonoverlapping(from.add(tile * height), to.add(tile * height * depth), S::TILE_ROWS);
+            }
+            for row in whole * height..rows.next_multiple_of(height) {
+                let x = if row < rows { *from.add(row) } else { 0.0 };
+                *to.add(whole * height * depth + row - whole * height) = x;
             }
         }
     }

@@ -41,6 +41,27 @@ pub(crate) trait Simd: Copy {
     unsafe fn sum(a: Self::V) -> f32;
     unsafe fn highest(a: Self::V) -> f32;
 
+    /// Transposes the square that the first [`Simd::LANES`] vectors make.
+    #[inline(always)]
+    unsafe fn transpose(square: &mut [Self::V; 16]) {
+        let mut from = [0.0f32; 256];
+        let mut to = [0.0f32; 256];
+        // SAFETY: both hold `LANES * LANES` numbers.
+        unsafe {
+            for row in 0..Self::LANES {
+                Self::store(from.as_mut_ptr().add(row * Self::LANES), square[row]);
+            }
+            for row in 0..Self::LANES {
+                for col in 0..Self::LANES {
+                    to[col * Self::LANES + row] = from[row * Self::LANES + col];
+                }
+            }
+            for row in 0..Self::LANES {
+                square[row] = Self::load(to.as_ptr().add(row * Self::LANES));
+            }
+        }
+    }
+
     /// The first `n` numbers, the rest zero.
     #[inline(always)]
     unsafe fn load_n(from: *const f32, n: usize) -> Self::V {
@@ -327,6 +348,28 @@ mod x86 {
         #[inline(always)]
         unsafe fn store_n(to: *mut f32, x: Self::V, n: usize) {
             unsafe { _mm256_maskstore_ps(to, first_lanes(n), x) }
+        }
+        #[inline(always)]
+        unsafe fn transpose(x: &mut [Self::V; 16]) {
+            unsafe {
+                let mut pairs = [_mm256_setzero_ps(); 8];
+                for i in 0..4 {
+                    pairs[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+                    pairs[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+                }
+                let mut fours = [_mm256_setzero_ps(); 8];
+                for i in 0..2 {
+                    let p = &pairs[4 * i..];
+                    fours[4 * i] = _mm256_shuffle_ps::<0x44>(p[0], p[2]);
+                    fours[4 * i + 1] = _mm256_shuffle_ps::<0xee>(p[0], p[2]);
+                    fours[4 * i + 2] = _mm256_shuffle_ps::<0x44>(p[1], p[3]);
+                    fours[4 * i + 3] = _mm256_shuffle_ps::<0xee>(p[1], p[3]);
+                }
+                for i in 0..4 {
+                    x[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[4 + i]);
+                    x[4 + i] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[4 + i]);
+                }
+            }
         }
         #[inline(always)]
         unsafe fn sum(a: Self::V) -> f32 {

@@ -285,6 +285,21 @@ pub(crate) fn widen(bits: u16) -> f32 {
 }
 
 impl<'a> Values<'a> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Values::F32(from) => from.len(),
+            Values::Bf16(from) => from.len(),
+        }
+    }
+
+    /// All from `start` on.
+    pub(crate) fn from(&self, start: usize) -> Values<'a> {
+        match self {
+            Values::F32(from) => Values::F32(&from[start..]),
+            Values::Bf16(from) => Values::Bf16(&from[start..]),
+        }
+    }
+
     /// Numbers `start..start + out.len()` as `f32`.
     pub(crate) fn read(&self, start: usize, out: &mut [f32]) {
         match self {

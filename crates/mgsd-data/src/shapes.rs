@@ -181,7 +181,7 @@ impl Canvas {
                     let half = match shape {
                         Shape::Disc => (radius * radius - offset * offset).max(0.0).sqrt(),
                         // Apex on top, base at the bottom.
-                        _ => (offset + radius) / 2.0,
+                        _ => ((offset + radius) / 2.0).max(0.0),
                     };
                     self.fill(y as f32, cx - half, y as f32 + 1.0, cx + half, colour);
                 }

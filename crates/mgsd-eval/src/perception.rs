@@ -1,7 +1,7 @@
 //! Perception: does the model read the board? Exact match by question and for the whole answer.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use mgsd_data::prompts::Prompts;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cases::EvalCase;
 use crate::client::{Answer, Client};
 use crate::error::Result;
+use crate::json;
 use crate::rows::Row;
 use crate::run::{self, Progress, RunOptions};
 use crate::summary::LevelKey;
@@ -165,6 +166,24 @@ pub fn run(
     )?;
     let summary = summarise(&rows);
     Ok(PerceptionRun { rows, summary })
+}
+
+/// Like [`run`], with rows in `<folder>/<label>_perception.jsonl` and the summary beside them. Returns the summary's
+/// path too.
+pub fn run_to_folder(
+    client: &mut dyn Client,
+    label: &str,
+    cases: &[EvalCase],
+    prompts: &Prompts,
+    options: &RunOptions,
+    folder: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(PerceptionRun, PathBuf)> {
+    let rows = folder.join(format!("{label}_perception.jsonl"));
+    let done = run(client, cases, prompts, options, Some(&rows), progress)?;
+    let path = folder.join(format!("{label}_perception.summary.json"));
+    json::write(&path, &done.summary)?;
+    Ok((done, path))
 }
 
 /// The row of an answer.

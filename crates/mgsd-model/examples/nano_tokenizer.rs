@@ -34,38 +34,14 @@ const SPECIAL: [&str; 8] = [
 const LARGEST_SIDE: usize = 8;
 
 fn pieces() -> Vec<String> {
-    let words = |list: &str| {
-        list.split_whitespace()
-            .map(str::to_string)
-            .collect::<Vec<_>>()
-    };
+    let words = |list: &str| list.split_whitespace().map(str::to_string).collect::<Vec<_>>();
     let mut all = words(
         "user assistant system frozenlake maze minibehaviour plan read reference size start goal shapes none PICK DROP",
     );
     all.extend(words("plan read list find count walls red green blue yellow pink cyan orange grey square disc cross triangle PICK DROP").iter().map(|word| format!(" {word}")));
-    all.extend(
-        [
-            "; ",
-            "\nRoute:",
-            "Route:",
-            "\n<answer>",
-            "<answer>",
-            "</answer>",
-        ]
-        .map(String::from),
-    );
-    all.extend((1..=7).flat_map(|item| {
-        [
-            format!("{item}. "),
-            format!("\n{item}. "),
-            format!("\n{item}.\n"),
-        ]
-    }));
-    all.extend(
-        ["U", "D", "L", "R"]
-            .iter()
-            .flat_map(|letter| [format!(" {letter} "), format!(",{letter}")]),
-    );
+    all.extend(["; ", "\nRoute:", "Route:", "\n<answer>", "<answer>", "</answer>"].map(String::from));
+    all.extend((1..=7).flat_map(|item| [format!("{item}. "), format!("\n{item}. "), format!("\n{item}.\n")]));
+    all.extend(["U", "D", "L", "R"].iter().flat_map(|letter| [format!(" {letter} "), format!(",{letter}")]));
     all.extend([",PICK", ",DROP"].map(String::from));
     for set in 0..16 {
         let named: Vec<&str> = ["up", "right", "down", "left"]
@@ -74,11 +50,7 @@ fn pieces() -> Vec<String> {
             .filter(|(bit, _)| set >> bit & 1 == 1)
             .map(|(_, word)| word)
             .collect();
-        let named = if named.is_empty() {
-            "none".to_string()
-        } else {
-            named.join(", ")
-        };
+        let named = if named.is_empty() { "none".to_string() } else { named.join(", ") };
         all.push(format!(": {named}\n"));
         if named != "none" {
             all.push(named);
@@ -86,8 +58,7 @@ fn pieces() -> Vec<String> {
     }
     all.extend((2..=LARGEST_SIDE).map(|side| format!("{side}x{side}")));
     all.extend(
-        (0..LARGEST_SIDE * LARGEST_SIDE)
-            .map(|cell| format!("({},{})", cell / LARGEST_SIDE, cell % LARGEST_SIDE)),
+        (0..LARGEST_SIDE * LARGEST_SIDE).map(|cell| format!("({},{})", cell / LARGEST_SIDE, cell % LARGEST_SIDE)),
     );
     all
 }

@@ -156,11 +156,7 @@ impl Batch {
 /// The four table entries around patch (`y` of `h`, `x` of `w`): bilinear, corners aligned.
 fn taps(y: usize, h: usize, x: usize, w: usize, side: usize) -> Taps {
     let axis = |at: usize, count: usize| {
-        let place = if count > 1 {
-            ((at * (side - 1)) as f64 / (count - 1) as f64) as f32
-        } else {
-            0.0
-        };
+        let place = if count > 1 { ((at * (side - 1)) as f64 / (count - 1) as f64) as f32 } else { 0.0 };
         let low = (place as usize).min(side - 1);
         (low, (low + 1).min(side - 1), place - low as f32)
     };

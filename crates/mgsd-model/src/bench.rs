@@ -12,8 +12,8 @@ use crate::config::{Config, TextConfig, VisionConfig, WeightDtype};
 use crate::error::Result;
 use crate::generate::{Generator, Request};
 use crate::linear::Adapter;
-use crate::patches::{Grid, ImagePatches};
 use crate::model::{Activations, Keep, Parts, Qwen3Vl};
+use crate::patches::{Grid, ImagePatches};
 use crate::processor::Prompt;
 use crate::sampling::Sampling;
 
@@ -117,10 +117,8 @@ impl TrainBench {
     pub fn new(model: Qwen3Vl, sequences: usize, length: usize) -> Result<Self> {
         let vocab = model.config.text.vocab_size as u64;
         let id = |at: u64| (3 + (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 30) % (vocab - 3)) as u32;
-        let prompts = (0..sequences as u64).map(|s| Prompt {
-            ids: (0..length as u64).map(|at| id(s * 7919 + at)).collect(),
-            images: Vec::new(),
-        });
+        let prompts = (0..sequences as u64)
+            .map(|s| Prompt { ids: (0..length as u64).map(|at| id(s * 7919 + at)).collect(), images: Vec::new() });
         let prompts: Vec<Prompt> = prompts.collect();
         Self::with_prompts(model, &prompts)
     }
@@ -162,7 +160,8 @@ impl TrainBench {
         self.model.forward(&self.batch, &mut self.acts, Adapter::On, Keep::ForBackward);
         let (head, dhead) = self.model.head_mut();
         let grads = Grads { dhidden: &mut self.d_hidden, dhead };
-        let loss = loss::cross_entropy(&mut self.stats, self.acts.hidden(), head, &self.targets, &self.weights, Some(grads));
+        let loss =
+            loss::cross_entropy(&mut self.stats, self.acts.hidden(), head, &self.targets, &self.weights, Some(grads));
         self.model.backward(&self.batch, &mut self.acts, &self.d_hidden);
         self.step += 1;
         let settings = AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };

@@ -202,7 +202,13 @@ impl Generator {
 
     /// Generates for all `requests`; `on_token` sees each token as it comes. The answers are in the order of the
     /// requests. Nothing else may be under way.
-    pub fn generate(&mut self, model: &Qwen3Vl, requests: &[Request], adapter: Adapter, on_token: &mut dyn FnMut(Event)) -> Result<Vec<Completion>> {
+    pub fn generate(
+        &mut self,
+        model: &Qwen3Vl,
+        requests: &[Request],
+        adapter: Adapter,
+        on_token: &mut dyn FnMut(Event),
+    ) -> Result<Vec<Completion>> {
         assert!(self.is_idle(), "generate needs a generator with nothing under way");
         let room = requests.iter().map(|r| r.prompt.ids.len() + r.max_new_tokens).max().unwrap_or(0);
         self.reserve(room);
@@ -270,7 +276,17 @@ impl Generator {
             self.index.push(self.batch.tokens() as u32 - 1);
             let sampler = Sampler::new(request.sampling.clone(), &request.prompt.ids, self.config.text.vocab_size);
             let rope_delta = self.batch.rope_deltas[self.batch.sequences() - 1];
-            self.active.push(Active { id, slot, request, sampler, length, rope_delta, produced: 0, last: (0, 0.0), finish: None });
+            self.active.push(Active {
+                id,
+                slot,
+                request,
+                sampler,
+                length,
+                rope_delta,
+                produced: 0,
+                last: (0, 0.0),
+                finish: None,
+            });
         }
         let pass = Pass::Prefill {
             bounds: &self.batch.bounds,

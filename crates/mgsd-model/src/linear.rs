@@ -29,11 +29,7 @@ pub struct Linear {
 impl Linear {
     /// A frozen layer without adapter.
     pub fn new(weight: Parameter, bias: Option<Parameter>) -> Self {
-        Self {
-            weight,
-            bias,
-            lora: None,
-        }
+        Self { weight, bias, lora: None }
     }
 
     /// Its name in checkpoints, without the trailing `.weight`.
@@ -43,14 +39,7 @@ impl Linear {
     }
 
     /// `x: [tokens, in]`, `out: [tokens, out]`. `low` receives `x Aᵀ`, which [`backward`](Self::backward) wants back.
-    pub fn forward(
-        &self,
-        out: &mut Tensor,
-        x: &Tensor,
-        low: &mut Tensor,
-        write: Write,
-        adapter: Adapter,
-    ) {
+    pub fn forward(&self, out: &mut Tensor, x: &Tensor, low: &mut Tensor, write: Write, adapter: Adapter) {
         let bias = self.bias.as_ref().map(|b| &b.value);
         linear::forward(out, x, &self.weight.value, bias, 1.0, write);
         if let Some(lora) = self.lora.as_ref().filter(|_| adapter == Adapter::On) {

@@ -34,11 +34,7 @@ pub struct LoraConfig {
 impl Default for LoraConfig {
     /// The published settings of stage 1.
     fn default() -> Self {
-        Self {
-            rank: 8,
-            alpha: 16.0,
-            targets: vec![ALL_LINEAR.to_string()],
-        }
+        Self { rank: 8, alpha: 16.0, targets: vec![ALL_LINEAR.to_string()] }
     }
 }
 
@@ -53,9 +49,7 @@ impl LoraConfig {
             pattern => {
                 matches(pattern, layer)
                     || layer.rsplit('.').next().is_some_and(|leaf| matches(pattern, leaf))
-                    || layer
-                        .strip_suffix(pattern)
-                        .is_some_and(|front| front.ends_with('.'))
+                    || layer.strip_suffix(pattern).is_some_and(|front| front.ends_with('.'))
             }
         })
     }
@@ -66,9 +60,7 @@ fn matches(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
         Some((front, rest)) => text.strip_prefix(front).is_some_and(|tail| {
-            (0..=tail.len())
-                .filter(|&cut| tail.is_char_boundary(cut))
-                .any(|cut| matches(rest, &tail[cut..]))
+            (0..=tail.len()).filter(|&cut| tail.is_char_boundary(cut)).any(|cut| matches(rest, &tail[cut..]))
         }),
     }
 }
@@ -78,9 +70,7 @@ impl Lora {
     fn new(layer: &Linear, config: &LoraConfig, rng: &mut Pcg64) -> Self {
         let (outputs, inputs) = (layer.weight.value.rows(), layer.weight.value.cols());
         let bound = 1.0 / (inputs as f32).sqrt();
-        let a = (0..config.rank * inputs)
-            .map(|_| rng.random_range(-bound..bound))
-            .collect();
+        let a = (0..config.rank * inputs).map(|_| rng.random_range(-bound..bound)).collect();
         Self::from_tensors(
             layer.name(),
             Tensor::from_vec(config.rank, inputs, a),
@@ -95,11 +85,7 @@ impl Lora {
             let shape = vec![value.rows(), value.cols()];
             Parameter::new(peft_name(layer, part), shape, value)
         };
-        Self {
-            a: parameter("lora_A", a),
-            b: parameter("lora_B", b),
-            scale,
-        }
+        Self { a: parameter("lora_A", a), b: parameter("lora_B", b), scale }
     }
 }
 

@@ -61,7 +61,13 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<MergeReport> {
     report
 }
 
-fn write_and_compare(model: &Qwen3Vl, out: &Path, sample: &Prompt, plain: &[f32], adapted: &[f32]) -> Result<MergeReport> {
+fn write_and_compare(
+    model: &Qwen3Vl,
+    out: &Path,
+    sample: &Prompt,
+    plain: &[f32],
+    adapted: &[f32],
+) -> Result<MergeReport> {
     let mut adapters = BTreeMap::new();
     model.visit_linears(&mut |layer| {
         if let Some(lora) = &layer.lora {
@@ -90,8 +96,7 @@ fn write_and_compare(model: &Qwen3Vl, out: &Path, sample: &Prompt, plain: &[f32]
         allowed: part * largest,
         adapter_effect: farthest(adapted, plain),
     };
-    // Written so that a NaN fails.
-    if !(report.max_difference <= report.allowed) {
+    if report.max_difference.is_nan() || report.max_difference > report.allowed {
         return Err(Error::Model(format!(
             "the merged model does not compute what base and adapter compute: its logits differ by {}, allowed were {}; nothing was written",
             report.max_difference, report.allowed

@@ -9,7 +9,7 @@ use crate::config::{Config, TextConfig, VisionConfig};
 use crate::error::{Error, Result};
 use crate::linear::{Adapter, Linear};
 use crate::param::Parameter;
-use crate::text::{Pass, TextActivations, TextDecoder, TextLayer};
+use crate::text::{Input, Pass, TextActivations, TextDecoder, TextLayer};
 use crate::trace::Observer;
 use crate::vision::{Merger, Norm, VisionActivations, VisionBlock, VisionTower};
 use crate::weights::{Checkpoint, CheckpointWriter, LoadAs, SHARD_BYTES, TensorSpec, copy_folder_files, matrix_shape};
@@ -80,11 +80,7 @@ pub struct Activations {
 impl Activations {
     /// Empty buffers for models of this configuration.
     pub fn new(config: &Config) -> Self {
-        Self {
-            text: TextActivations::new(&config.text),
-            vision: VisionActivations::new(&config.vision),
-            kept: None,
-        }
+        Self { text: TextActivations::new(&config.text), vision: VisionActivations::new(&config.vision), kept: None }
     }
 
     /// The states after the final norm, `[tokens, hidden]`: what the output projection reads.
@@ -97,7 +93,9 @@ impl Activations {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fill {
     /// Normal with mean zero.
-    Normal { deviation: f32 },
+    Normal {
+        deviation: f32,
+    },
     One,
     Zero,
 }
@@ -124,7 +122,8 @@ impl Qwen3Vl {
             return Err(Error::Tensor {
                 path: dir.into(),
                 name: name.into(),
-                problem: "has no place in the network that config.json describes; check the numbers of layers there".into(),
+                problem: "has no place in the network that config.json describes; check the numbers of layers there"
+                    .into(),
             });
         }
         model.origin = Some(dir.into());
@@ -197,7 +196,15 @@ impl Qwen3Vl {
         self.run(batch, acts, Pass::Packed { bounds: &batch.bounds }, adapter, Keep::Nothing, Some(observer));
     }
 
-    pub(crate) fn run(&self, batch: &Batch, acts: &mut Activations, pass: Pass, adapter: Adapter, keep: Keep, mut observer: Option<Observer<'_>>) {
+    pub(crate) fn run(
+        &self,
+        batch: &Batch,
+        acts: &mut Activations,
+        pass: Pass,
+        adapter: Adapter,
+        keep: Keep,
+        mut observer: Option<Observer<'_>>,
+    ) {
         let keep_all = keep == Keep::ForBackward;
         let features = (batch.patches() > 0).then(|| {
             let keep = keep_all && self.vision.is_trainable();
@@ -205,7 +212,8 @@ impl Qwen3Vl {
             self.vision.forward(&mut acts.vision, batch, adapter, keep, observer);
             (batch.image_rows.as_slice(), &acts.vision.features)
         });
-        self.text.forward(&mut acts.text, &batch.ids, &batch.positions, features, pass, adapter, keep_all, observer);
+        let input = Input { ids: &batch.ids, positions: &batch.positions, features };
+        self.text.forward(&mut acts.text, input, pass, adapter, keep, observer);
         acts.kept = keep_all.then_some(adapter);
     }
 
@@ -377,7 +385,8 @@ fn build_vision(config: &VisionConfig, make: &mut Maker) -> Result<VisionTower> 
         })
     };
     let main = merger(format!("{root}.merger"), hidden)?;
-    let deepstack = (0..c.deepstack_visual_indexes.len()).map(|k| merger(format!("{root}.deepstack_merger_list.{k}"), wide));
+    let deepstack =
+        (0..c.deepstack_visual_indexes.len()).map(|k| merger(format!("{root}.deepstack_merger_list.{k}"), wide));
     let deepstack = deepstack.collect::<Result<_>>()?;
     Ok(VisionTower { patch_embed, pos_embed, blocks, merger: main, deepstack, config: config.clone() })
 }

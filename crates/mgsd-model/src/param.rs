@@ -17,12 +17,7 @@ pub struct Parameter {
 impl Parameter {
     /// A frozen parameter.
     pub fn new(name: impl Into<String>, shape: Vec<usize>, value: Tensor) -> Self {
-        Self {
-            name: name.into(),
-            shape,
-            value,
-            grad: None,
-        }
+        Self { name: name.into(), shape, value, grad: None }
     }
 
     /// Whether backward passes fill a gradient.

@@ -103,7 +103,10 @@ impl Qwen3Vl {
             return Err(Error::Tensor {
                 path,
                 name: (*name).into(),
-                problem: format!("({} in all) fits no layer of the model; was the adapter made for another base?", left.len()),
+                problem: format!(
+                    "({} in all) fits no layer of the model; was the adapter made for another base?",
+                    left.len()
+                ),
             });
         }
         if targets.is_empty() {

@@ -16,16 +16,8 @@ pub(crate) struct RopeTable {
 impl RopeTable {
     /// `dim / 2` frequencies.
     pub fn new(base: f64, dim: usize) -> Self {
-        let frequencies = (0..dim / 2)
-            .map(|j| base.powf(-((2 * j) as f64) / dim as f64))
-            .collect();
-        Self {
-            frequencies,
-            cos: Vec::new(),
-            sin: Vec::new(),
-            rows_cos: Vec::new(),
-            rows_sin: Vec::new(),
-        }
+        let frequencies = (0..dim / 2).map(|j| base.powf(-((2 * j) as f64) / dim as f64)).collect();
+        Self { frequencies, cos: Vec::new(), sin: Vec::new(), rows_cos: Vec::new(), rows_sin: Vec::new() }
     }
 
     fn grow(&mut self, positions: usize) {

@@ -267,9 +267,8 @@ mod tests {
         weights.iter().map(|w| w / sum).collect()
     }
 
-    const LOGITS: [f32; 20] = [
-        0.1, 2.0, -1.0, 1.5, 0.0, 0.3, -0.7, 1.1, -2.0, 0.9, 1.9, -0.2, 0.4, 0.8, -3.0, 1.2, 0.6, -1.4, 0.2, 1.7,
-    ];
+    const LOGITS: [f32; 20] =
+        [0.1, 2.0, -1.0, 1.5, 0.0, 0.3, -0.7, 1.1, -2.0, 0.9, 1.9, -0.2, 0.4, 0.8, -3.0, 1.2, 0.6, -1.4, 0.2, 1.7];
 
     #[test]
     fn exp_agrees_with_the_library_to_two_parts_in_ten_million() {

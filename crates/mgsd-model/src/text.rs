@@ -10,6 +10,7 @@ use mgsd_compute::{Tensor, Write};
 use crate::batch::Batch;
 use crate::config::TextConfig;
 use crate::linear::{Adapter, Linear};
+use crate::model::Keep;
 use crate::param::Parameter;
 use crate::rope::{RopeTable, text_picks};
 use crate::trace::{Observer, Tap};
@@ -114,6 +115,22 @@ pub(crate) enum Pass<'a> {
     Decode { caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32], lengths: &'a [u32] },
 }
 
+/// What all layers of a pass have in common.
+struct Common<'a> {
+    cos: &'a Tensor,
+    sin: &'a Tensor,
+    eps: f32,
+    adapter: Adapter,
+}
+
+/// The tokens of a pass.
+pub(crate) struct Input<'a> {
+    pub ids: &'a [u32],
+    pub positions: &'a [[u32; 3]],
+    /// Rows that image features replace, and the features.
+    pub features: Option<(&'a [u32], &'a VisionFeatures)>,
+}
+
 impl LayerActivations {
     fn new() -> Self {
         Self {
@@ -176,7 +193,8 @@ impl TextActivations {
 
 impl TextLayer {
     /// Norm, projections, head norms and rotation: everything of attention that looks at one token only.
-    fn project(&self, a: &mut LayerActivations, x: &Tensor, cos: &Tensor, sin: &Tensor, eps: f32, adapter: Adapter, observer: &mut Option<(usize, Observer<'_>)>) {
+    fn project(&self, a: &mut LayerActivations, x: &Tensor, common: &Common, observer: Option<(usize, Observer<'_>)>) {
+        let Common { cos, sin, eps, adapter } = *common;
         rms_norm::forward(&mut a.attn_in, x, &self.input_norm.value, eps);
         self.q.forward(&mut a.q_raw, &a.attn_in, &mut a.low[0], Write::Set, adapter);
         self.k.forward(&mut a.k_raw, &a.attn_in, &mut a.low[1], Write::Set, adapter);
@@ -184,15 +202,16 @@ impl TextLayer {
         rms_norm::forward(&mut a.q, &a.q_raw, &self.q_norm.value, eps);
         rms_norm::forward(&mut a.k, &a.k_raw, &self.k_norm.value, eps);
         if let Some((layer, observe)) = observer {
-            observe(Tap::QueryNorm(*layer), &a.q);
-            observe(Tap::KeyNorm(*layer), &a.k);
+            observe(Tap::QueryNorm(layer), &a.q);
+            observe(Tap::KeyNorm(layer), &a.k);
         }
         rope::forward(&mut a.q, cos, sin);
         rope::forward(&mut a.k, cos, sin);
     }
 
     /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`.
-    fn finish(&self, a: &mut LayerActivations, x: &Tensor, out: &mut Tensor, eps: f32, adapter: Adapter) {
+    fn finish(&self, a: &mut LayerActivations, x: &Tensor, out: &mut Tensor, common: &Common) {
+        let Common { eps, adapter, .. } = *common;
         a.mid.copy_from(x);
         self.o.forward(&mut a.mid, &a.attended, &mut a.low[3], Write::Add, adapter);
         rms_norm::forward(&mut a.mlp_in, &a.mid, &self.post_norm.value, eps);
@@ -205,7 +224,16 @@ impl TextLayer {
 
     /// `d.stream` holds the gradient of the layer's output and receives that of its input, unless `through` is false
     /// (nothing below is trained), when it is left incomplete.
-    fn backward(&mut self, a: &LayerActivations, d: &mut Descent, x: &Tensor, turn: (&Tensor, &Tensor), layout: &Layout, eps: f32, adapter: Adapter, through: bool) {
+    fn backward(
+        &mut self,
+        a: &LayerActivations,
+        d: &mut Descent,
+        x: &Tensor,
+        common: &Common,
+        layout: &Layout,
+        through: bool,
+    ) {
+        let Common { cos, sin, eps, adapter } = *common;
         let attention_trained = through || self.attention_trained();
         let mid_wanted = attention_trained || self.post_norm.is_trainable();
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
@@ -219,23 +247,80 @@ impl TextLayer {
             self.up.backward(into, &d.up, &a.mlp_in, &a.low[5], &mut d.low, adapter);
         }
         if mid_wanted {
-            rms_norm::backward(&mut d.stream, self.post_norm.grad.as_mut(), &d.norm, &a.mid, &self.post_norm.value, eps, Write::Add);
+            rms_norm::backward(
+                &mut d.stream,
+                self.post_norm.grad.as_mut(),
+                &d.norm,
+                &a.mid,
+                &self.post_norm.value,
+                eps,
+                Write::Add,
+            );
         }
         if !attention_trained {
             return;
         }
         self.o.backward(Some((&mut d.attended, Write::Set)), &d.stream, &a.attended, &a.low[3], &mut d.low, adapter);
-        attention::backward(&mut d.q, &mut d.k, &mut d.v, &d.attended, &a.attended, &a.log_sum_exp, &a.q, &a.k, &a.v, layout);
-        rope::backward(&mut d.q, turn.0, turn.1);
-        rope::backward(&mut d.k, turn.0, turn.1);
-        rms_norm::backward(&mut d.q_raw, self.q_norm.grad.as_mut(), &d.q, &a.q_raw, &self.q_norm.value, eps, Write::Set);
-        rms_norm::backward(&mut d.k_raw, self.k_norm.grad.as_mut(), &d.k, &a.k_raw, &self.k_norm.value, eps, Write::Set);
+        attention::backward(
+            &mut d.q,
+            &mut d.k,
+            &mut d.v,
+            &d.attended,
+            &a.attended,
+            &a.log_sum_exp,
+            &a.q,
+            &a.k,
+            &a.v,
+            layout,
+        );
+        rope::backward(&mut d.q, cos, sin);
+        rope::backward(&mut d.k, cos, sin);
+        rms_norm::backward(
+            &mut d.q_raw,
+            self.q_norm.grad.as_mut(),
+            &d.q,
+            &a.q_raw,
+            &self.q_norm.value,
+            eps,
+            Write::Set,
+        );
+        rms_norm::backward(
+            &mut d.k_raw,
+            self.k_norm.grad.as_mut(),
+            &d.k,
+            &a.k_raw,
+            &self.k_norm.value,
+            eps,
+            Write::Set,
+        );
         let into = through || self.input_norm.is_trainable();
-        self.q.backward(into.then_some((&mut d.norm, Write::Set)), &d.q_raw, &a.attn_in, &a.low[0], &mut d.low, adapter);
-        self.k.backward(into.then_some((&mut d.norm, Write::Add)), &d.k_raw, &a.attn_in, &a.low[1], &mut d.low, adapter);
+        self.q.backward(
+            into.then_some((&mut d.norm, Write::Set)),
+            &d.q_raw,
+            &a.attn_in,
+            &a.low[0],
+            &mut d.low,
+            adapter,
+        );
+        self.k.backward(
+            into.then_some((&mut d.norm, Write::Add)),
+            &d.k_raw,
+            &a.attn_in,
+            &a.low[1],
+            &mut d.low,
+            adapter,
+        );
         self.v.backward(into.then_some((&mut d.norm, Write::Add)), &d.v, &a.attn_in, &a.low[2], &mut d.low, adapter);
         if into {
-            rms_norm::backward(&mut d.stream, self.input_norm.grad.as_mut(), &d.norm, x, &self.input_norm.value, eps, Write::Add);
+            rms_norm::backward(
+                &mut d.stream,
+                self.input_norm.grad.as_mut(),
+                &d.norm,
+                x,
+                &self.input_norm.value,
+                eps,
+                Write::Add,
+            );
         }
     }
 
@@ -274,6 +359,15 @@ impl TextLayer {
     }
 }
 
+/// Input and output of layer `index`: a stream each if they are kept, else two in turn.
+pub(crate) fn neighbours(streams: &mut [Tensor], index: usize, keep: bool) -> (&Tensor, &mut Tensor) {
+    let (below, above) = streams.split_at_mut(if keep { index + 1 } else { 1 });
+    match keep || index.is_multiple_of(2) {
+        true => (&below[below.len() - 1], &mut above[0]),
+        false => (&above[0], &mut below[0]),
+    }
+}
+
 impl TextDecoder {
     /// The output projection: `[vocab, hidden]`.
     pub fn head(&self) -> &Parameter {
@@ -292,51 +386,54 @@ impl TextDecoder {
         }
     }
 
-    /// Runs the decoder over `ids` at `positions`; the result is `acts.normed`. `features` replace the embeddings at
-    /// their rows and are added again after the first layers (DeepStack). `keep` holds on to what
-    /// [`backward`](Self::backward) needs.
-    pub(crate) fn forward(&self, acts: &mut TextActivations, ids: &[u32], positions: &[[u32; 3]], features: Option<(&[u32], &VisionFeatures)>, mut pass: Pass, adapter: Adapter, keep: bool, mut observer: Option<Observer<'_>>) {
-        let eps = self.config.rms_norm_eps;
+    /// Runs the decoder over `input`; the result is `acts.normed`. Image features replace the embeddings at their rows
+    /// and are added again after the first layers (DeepStack). `keep` holds on to what [`backward`](Self::backward)
+    /// needs.
+    pub(crate) fn forward(
+        &self,
+        acts: &mut TextActivations,
+        input: Input,
+        mut pass: Pass,
+        adapter: Adapter,
+        keep: Keep,
+        mut observer: Option<Observer<'_>>,
+    ) {
+        let keep = keep == Keep::ForBackward;
         acts.reserve(if keep { self.layers.len() } else { 1 });
-        acts.table.fill(&mut acts.cos, &mut acts.sin, positions, &acts.picks);
-        embedding::forward(&mut acts.streams[0], ids, &self.embeddings.value);
-        if let Some((rows, features)) = features {
-            rows::scatter(&mut acts.streams[0], &features.merged, rows, Write::Set);
+        let TextActivations { table, picks, cos, sin, streams, layers, normed, .. } = acts;
+        table.fill(cos, sin, input.positions, picks);
+        embedding::forward(&mut streams[0], input.ids, &self.embeddings.value);
+        if let Some((rows, features)) = input.features {
+            rows::scatter(&mut streams[0], &features.merged, rows, Write::Set);
         }
         if let Some(observe) = &mut observer {
-            observe(Tap::TextCos, &acts.cos);
-            observe(Tap::TextSin, &acts.sin);
-            observe(Tap::Embedded, &acts.streams[0]);
+            observe(Tap::TextCos, cos);
+            observe(Tap::TextSin, sin);
+            observe(Tap::Embedded, &streams[0]);
         }
+        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter };
         for (index, layer) in self.layers.iter().enumerate() {
-            let a = &mut acts.layers[if keep { index } else { 0 }];
-            let (x, out) = if keep || index % 2 == 0 {
-                let (below, above) = acts.streams.split_at_mut(if keep { index + 1 } else { 1 });
-                (&below[below.len() - 1], &mut above[0])
-            } else {
-                let (below, above) = acts.streams.split_at_mut(1);
-                (&above[0], &mut below[0])
-            };
-            let mut watch = observer.as_mut().map(|o| (index, &mut **o as Observer));
-            layer.project(a, x, &acts.cos, &acts.sin, eps, adapter, &mut watch);
+            let a = &mut layers[if keep { index } else { 0 }];
+            let (x, out) = neighbours(streams, index, keep);
+            layer.project(a, x, &common, observer.as_mut().map(|o| (index, &mut **o as Observer)));
             self.attend(a, index, &mut pass);
-            layer.finish(a, x, out, eps, adapter);
+            layer.finish(a, x, out, &common);
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
                 observe(Tap::LayerMid(index), &a.mid);
                 observe(Tap::LayerOut(index), out);
             }
-            if let Some((rows, features)) = features
+            if let Some((rows, features)) = input.features
                 && let Some(feature) = features.deepstack.get(index)
             {
                 rows::scatter(out, feature, rows, Write::Add);
             }
         }
-        let top = &acts.streams[if keep { self.layers.len() } else { self.layers.len() % 2 }];
-        rms_norm::forward(&mut acts.normed, top, &self.norm.value, eps);
+        let top = &streams[if keep { self.layers.len() } else { self.layers.len() % 2 }];
+        rms_norm::forward(normed, top, &self.norm.value, common.eps);
         if let Some(observe) = &mut observer {
             observe(Tap::BeforeFinalNorm, top);
-            observe(Tap::FinalNorm, &acts.normed);
+            observe(Tap::FinalNorm, normed);
         }
     }
 
@@ -359,8 +456,16 @@ impl TextDecoder {
 
     /// From the gradient of `acts.normed` down to the lowest trained parameter. `d_features` receives the gradient of
     /// the image features when something of the vision tower is trained.
-    pub(crate) fn backward(&mut self, acts: &mut TextActivations, batch: &Batch, d_normed: &Tensor, mut d_features: Option<&mut VisionFeatures>, adapter: Adapter) {
+    pub(crate) fn backward(
+        &mut self,
+        acts: &mut TextActivations,
+        batch: &Batch,
+        d_normed: &Tensor,
+        mut d_features: Option<&mut VisionFeatures>,
+        adapter: Adapter,
+    ) {
         let eps = self.config.rms_norm_eps;
+        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter };
         let count = self.layers.len();
         let below = d_features.is_some() || self.embeddings.is_trainable();
         let lowest = if below { 0 } else { self.layers.iter().position(TextLayer::is_trainable).unwrap_or(count) };
@@ -368,7 +473,15 @@ impl TextDecoder {
             return;
         }
         let d = &mut acts.descent;
-        rms_norm::backward(&mut d.stream, self.norm.grad.as_mut(), d_normed, &acts.streams[count], &self.norm.value, eps, Write::Set);
+        rms_norm::backward(
+            &mut d.stream,
+            self.norm.grad.as_mut(),
+            d_normed,
+            &acts.streams[count],
+            &self.norm.value,
+            eps,
+            Write::Set,
+        );
         for index in (lowest..count).rev() {
             if let Some(features) = &mut d_features
                 && let Some(feature) = features.deepstack.get_mut(index)
@@ -376,7 +489,14 @@ impl TextDecoder {
                 rows::gather(feature, &d.stream, &batch.image_rows);
             }
             let layout = self.layout(&batch.bounds);
-            self.layers[index].backward(&acts.layers[index], d, &acts.streams[index], (&acts.cos, &acts.sin), &layout, eps, adapter, below || index > lowest);
+            self.layers[index].backward(
+                &acts.layers[index],
+                d,
+                &acts.streams[index],
+                &common,
+                &layout,
+                below || index > lowest,
+            );
         }
         if let Some(features) = d_features {
             rows::gather(&mut features.merged, &d.stream, &batch.image_rows);

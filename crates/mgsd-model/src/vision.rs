@@ -11,6 +11,7 @@ use crate::config::VisionConfig;
 use crate::linear::{Adapter, Linear};
 use crate::param::Parameter;
 use crate::rope::{RopeTable, vision_picks};
+use crate::text::neighbours;
 use crate::trace::{Observer, Tap};
 
 /// Every LayerNorm of the tower has this.
@@ -122,12 +123,17 @@ pub(crate) struct VisionActivations {
     pub d_features: VisionFeatures,
 }
 
+/// What all blocks of a pass have in common.
+struct Common<'a> {
+    cos: &'a Tensor,
+    sin: &'a Tensor,
+    layout: Layout<'a>,
+    adapter: Adapter,
+}
+
 impl VisionFeatures {
     fn new(deepstack: usize) -> Self {
-        Self {
-            merged: Tensor::empty(),
-            deepstack: (0..deepstack).map(|_| Tensor::empty()).collect(),
-        }
+        Self { merged: Tensor::empty(), deepstack: (0..deepstack).map(|_| Tensor::empty()).collect() }
     }
 }
 
@@ -223,12 +229,13 @@ impl Norm {
 }
 
 impl VisionBlock {
-    fn forward(&self, a: &mut BlockActivations, qkv: &mut Tensor, x: &Tensor, out: &mut Tensor, turn: (&Tensor, &Tensor), layout: &Layout, adapter: Adapter) {
+    fn forward(&self, a: &mut BlockActivations, qkv: &mut Tensor, x: &Tensor, out: &mut Tensor, common: &Common) {
+        let &Common { cos, sin, ref layout, adapter } = common;
         self.norm1.forward(&mut a.attn_in, x);
         self.qkv.forward(qkv, &a.attn_in, &mut a.low[0], Write::Set, adapter);
         split_columns([&mut a.q, &mut a.k, &mut a.v], qkv);
-        rope::forward(&mut a.q, turn.0, turn.1);
-        rope::forward(&mut a.k, turn.0, turn.1);
+        rope::forward(&mut a.q, cos, sin);
+        rope::forward(&mut a.k, cos, sin);
         attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, layout);
         a.mid.copy_from(x);
         self.proj.forward(&mut a.mid, &a.attended, &mut a.low[1], Write::Add, adapter);
@@ -240,15 +247,35 @@ impl VisionBlock {
     }
 
     /// `d.stream` holds the gradient of the output and receives that of the input.
-    fn backward(&mut self, a: &BlockActivations, d: &mut Descent, qkv: &mut Tensor, x: &Tensor, turn: (&Tensor, &Tensor), layout: &Layout, adapter: Adapter, through: bool) {
+    fn backward(
+        &mut self,
+        a: &BlockActivations,
+        d: &mut Descent,
+        qkv: &mut Tensor,
+        x: &Tensor,
+        common: &Common,
+        through: bool,
+    ) {
+        let &Common { cos, sin, ref layout, adapter } = common;
         self.fc2.backward(Some((&mut d.bent, Write::Set)), &d.stream, &a.bent, &a.low[3], &mut d.low, adapter);
         gelu::backward(&mut d.wide, &d.bent, &a.wide, Gelu::Tanh);
         self.fc1.backward(Some((&mut d.norm, Write::Set)), &d.wide, &a.mlp_in, &a.low[2], &mut d.low, adapter);
         self.norm2.backward(&mut d.stream, &d.norm, &a.mid, Write::Add);
         self.proj.backward(Some((&mut d.attended, Write::Set)), &d.stream, &a.attended, &a.low[1], &mut d.low, adapter);
-        attention::backward(&mut d.q, &mut d.k, &mut d.v, &d.attended, &a.attended, &a.log_sum_exp, &a.q, &a.k, &a.v, layout);
-        rope::backward(&mut d.q, turn.0, turn.1);
-        rope::backward(&mut d.k, turn.0, turn.1);
+        attention::backward(
+            &mut d.q,
+            &mut d.k,
+            &mut d.v,
+            &d.attended,
+            &a.attended,
+            &a.log_sum_exp,
+            &a.q,
+            &a.k,
+            &a.v,
+            layout,
+        );
+        rope::backward(&mut d.q, cos, sin);
+        rope::backward(&mut d.k, cos, sin);
         join_columns(qkv, [&d.q, &d.k, &d.v]);
         let into = through || self.norm1.is_trainable();
         self.qkv.backward(into.then_some((&mut d.norm, Write::Set)), qkv, &a.attn_in, &a.low[0], &mut d.low, adapter);
@@ -303,16 +330,32 @@ impl Merger {
         self.fc2.forward(out, &a.bent, &mut a.low[1], Write::Set, adapter);
     }
 
-    /// `d.stream` (`write`) receives the gradient of `x: [patches, hidden]` when `through`.
-    fn backward(&mut self, a: &MergerActivations, d: &mut Descent, dout: &Tensor, x: &mut Tensor, write: Write, adapter: Adapter, through: bool) {
-        let into = through || self.norm.is_trainable();
+    /// `d.stream` receives the gradient of `x: [patches, hidden]`; `write` is `None` when nothing below wants it.
+    fn backward(
+        &mut self,
+        a: &MergerActivations,
+        d: &mut Descent,
+        dout: &Tensor,
+        x: &mut Tensor,
+        write: Option<Write>,
+        adapter: Adapter,
+    ) {
+        let into = write.is_some() || self.norm.is_trainable();
+        let write = write.unwrap_or(Write::Set);
         let bent = into || self.fc1.is_trainable();
         self.fc2.backward(bent.then_some((&mut d.bent, Write::Set)), dout, &a.bent, &a.low[1], &mut d.low, adapter);
         if !bent {
             return;
         }
         gelu::backward(&mut d.wide, &d.bent, &a.wide, Gelu::Erf);
-        self.fc1.backward(into.then_some((&mut d.norm, Write::Set)), &d.wide, &a.normed, &a.low[0], &mut d.low, adapter);
+        self.fc1.backward(
+            into.then_some((&mut d.norm, Write::Set)),
+            &d.wide,
+            &a.normed,
+            &a.low[0],
+            &mut d.low,
+            adapter,
+        );
         if !into {
             return;
         }
@@ -349,20 +392,33 @@ impl Merger {
 impl VisionTower {
     fn layout<'a>(&self, bounds: &'a [usize]) -> Layout<'a> {
         let (heads, head_dim) = (self.config.num_heads, self.config.head_dim());
-        Layout {
-            heads,
-            kv_heads: heads,
-            head_dim,
-            scale: (head_dim as f32).powf(-0.5),
-            mask: Mask::Full,
-            bounds,
-        }
+        Layout { heads, kv_heads: heads, head_dim, scale: (head_dim as f32).powf(-0.5), mask: Mask::Full, bounds }
     }
 
     /// From the batch's patches to `acts.features`.
-    pub(crate) fn forward(&self, acts: &mut VisionActivations, batch: &Batch, adapter: Adapter, keep: bool, mut observer: Option<Observer<'_>>) {
+    pub(crate) fn forward(
+        &self,
+        acts: &mut VisionActivations,
+        batch: &Batch,
+        adapter: Adapter,
+        keep: bool,
+        mut observer: Option<Observer<'_>>,
+    ) {
         acts.reserve(if keep { self.blocks.len() } else { 1 });
-        let VisionActivations { table, picks, cos, sin, patches, patch_low, qkv, streams, blocks, mergers, features, .. } = acts;
+        let VisionActivations {
+            table,
+            picks,
+            cos,
+            sin,
+            patches,
+            patch_low,
+            qkv,
+            streams,
+            blocks,
+            mergers,
+            features,
+            ..
+        } = acts;
         table.fill(cos, sin, &batch.patch_positions, picks);
         batch.write_patches(patches);
         self.patch_embed.forward(&mut streams[0], patches, patch_low, Write::Set, adapter);
@@ -375,16 +431,11 @@ impl VisionTower {
         if let Some(observe) = &mut observer {
             observe(Tap::VisionIn, &streams[0]);
         }
-        let layout = self.layout(&batch.patch_bounds);
+        let common = Common { cos, sin, layout: self.layout(&batch.patch_bounds), adapter };
         for (index, block) in self.blocks.iter().enumerate() {
-            let (below, above) = streams.split_at_mut(if keep { index + 1 } else { 1 });
-            let (x, out) = if keep || index % 2 == 0 {
-                (&below[below.len() - 1], &mut above[0])
-            } else {
-                (&above[0], &mut below[0])
-            };
+            let (x, out) = neighbours(streams, index, keep);
             let a = &mut blocks[if keep { index } else { 0 }];
-            block.forward(a, qkv, x, out, (cos, sin), &layout, adapter);
+            block.forward(a, qkv, x, out, &common);
             if let Some(observe) = &mut observer {
                 observe(Tap::VisionMid(index), &a.mid);
                 observe(Tap::VisionBlock(index), out);
@@ -407,22 +458,48 @@ impl VisionTower {
 
     /// From `acts.d_features` down to the lowest trained parameter.
     pub(crate) fn backward(&mut self, acts: &mut VisionActivations, batch: &Batch, adapter: Adapter) {
-        let VisionActivations { cos, sin, patches, patch_low, qkv, streams, blocks, mergers, descent: d, d_features, .. } = acts;
+        let VisionActivations {
+            cos,
+            sin,
+            patches,
+            patch_low,
+            qkv,
+            streams,
+            blocks,
+            mergers,
+            descent: d,
+            d_features,
+            ..
+        } = acts;
+        let common = Common { cos, sin, layout: self.layout(&batch.patch_bounds), adapter };
         let count = self.blocks.len();
         let below = self.patch_embed.is_trainable() || self.pos_embed.is_trainable();
         let lowest = if below { 0 } else { self.blocks.iter().position(VisionBlock::is_trainable).unwrap_or(count) };
-        self.merger.backward(&mergers[0], d, &d_features.merged, &mut streams[count], Write::Set, adapter, lowest < count);
+        self.merger.backward(
+            &mergers[0],
+            d,
+            &d_features.merged,
+            &mut streams[count],
+            (lowest < count).then_some(Write::Set),
+            adapter,
+        );
         for index in (0..count).rev() {
             let through = index >= lowest;
             for (k, merger) in self.deepstack.iter_mut().enumerate() {
                 if self.config.deepstack_visual_indexes[k] == index && (through || merger.is_trainable()) {
-                    let write = if through { Write::Add } else { Write::Set };
-                    merger.backward(&mergers[k + 1], d, &d_features.deepstack[k], &mut streams[index + 1], write, adapter, through);
+                    let write = through.then_some(Write::Add);
+                    merger.backward(
+                        &mergers[k + 1],
+                        d,
+                        &d_features.deepstack[k],
+                        &mut streams[index + 1],
+                        write,
+                        adapter,
+                    );
                 }
             }
             if through {
-                let layout = self.layout(&batch.patch_bounds);
-                self.blocks[index].backward(&blocks[index], d, qkv, &streams[index], (cos, sin), &layout, adapter, below || index > lowest);
+                self.blocks[index].backward(&blocks[index], d, qkv, &streams[index], &common, below || index > lowest);
             }
         }
         if let Some(grad) = &mut self.pos_embed.grad {

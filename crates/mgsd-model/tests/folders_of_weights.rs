@@ -128,7 +128,7 @@ fn an_adapter_that_does_not_fit_the_base_is_refused_and_leaves_nothing() {
     let mut weights = arrays(stored.join("adapter_model.safetensors"));
     let first = weights.keys().next().expect("a name").clone();
     let out = dir.path().join("out");
-    let mut attempt = |settings: &str, weights: &Arrays| {
+    let attempt = |settings: &str, weights: &Arrays| {
         std::fs::write(adapter.join("adapter_config.json"), settings).expect("written");
         mgsd_model::weights::write_arrays(&adapter.join("adapter_model.safetensors"), weights).expect("written");
         let error = merge(&root().join("tiny-qwen3vl"), &adapter, &out).expect_err("must be refused");
@@ -158,12 +158,13 @@ fn random_weights_are_the_same_in_memory_and_written_in_shards() {
         let written = Qwen3Vl::load(out.path(), Purpose::Training).expect("loads");
         assert_eq!(count, written.parameter_count());
         same_weights(&written, &Qwen3Vl::init(&config, 7));
-        assert_eq!(files(out.path()).contains(&"tokenizer.json".to_string()), true);
+        assert!(files(out.path()).contains(&"tokenizer.json".to_string()));
     }
     let model = Qwen3Vl::init(&config, 7);
     let embeddings = model.text.embeddings.value.to_vec();
     let mean = embeddings.iter().map(|&v| f64::from(v)).sum::<f64>() / embeddings.len() as f64;
-    let deviation = (embeddings.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / embeddings.len() as f64).sqrt();
+    let deviation =
+        (embeddings.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / embeddings.len() as f64).sqrt();
     assert!(mean.abs() < 5e-4 && (deviation - 0.02).abs() < 5e-4, "mean {mean}, deviation {deviation}");
     assert!(model.text.norm.value.to_vec().iter().all(|&v| v == 1.0));
     assert!(model.vision.blocks[0].norm1.bias.value.to_vec().iter().all(|&v| v == 0.0));

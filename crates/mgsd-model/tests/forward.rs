@@ -128,11 +128,13 @@ fn greedy_generation_gives_the_ids_of_transformers_however_requests_share_the_sl
     each_case(|case, model, stored, rows| {
         let Some(generated) = stored.get("generated") else { return };
         let steps = generated.shape[1];
-        let requests: Vec<Request> = rows.prompts.iter().map(|prompt| request(prompt.clone(), Sampling::greedy(), steps)).collect();
+        let requests: Vec<Request> =
+            rows.prompts.iter().map(|prompt| request(prompt.clone(), Sampling::greedy(), steps)).collect();
         // The same requests twice over, so that slots are filled again.
         let twice = [requests.clone(), requests].concat();
         for slots in [1, 3, 8] {
-            let answers = Generator::new(&model.config, slots).generate(model, &twice, Adapter::On, &mut |_| {}).expect(case);
+            let answers =
+                Generator::new(&model.config, slots).generate(model, &twice, Adapter::On, &mut |_| {}).expect(case);
             for (index, answer) in answers.iter().enumerate() {
                 let row = index % rows.prompts.len();
                 let expected = &integers(stored, "generated")[row * steps..(row + 1) * steps];
@@ -160,8 +162,10 @@ fn request(prompt: mgsd_model::processor::Prompt, sampling: Sampling, max_new_to
 #[test]
 fn cached_generation_scores_as_a_whole_pass_does() {
     each_case(|case, model, _, rows| {
-        let requests: Vec<Request> = rows.prompts.iter().enumerate().map(|(i, p)| request(p.clone(), Sampling::policy(i as u64), 20)).collect();
-        let answers = Generator::new(&model.config, 4).generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
+        let requests: Vec<Request> =
+            rows.prompts.iter().enumerate().map(|(i, p)| request(p.clone(), Sampling::policy(i as u64), 20)).collect();
+        let answers =
+            Generator::new(&model.config, 4).generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
         let mut batch = Batch::new(&model.config);
         let (mut targets, mut index) = (Vec::new(), Vec::new());
         for (prompt, answer) in rows.prompts.iter().zip(&answers) {
@@ -185,7 +189,8 @@ fn cached_generation_scores_as_a_whole_pass_does() {
 fn a_seed_gives_the_same_response_alone_and_in_company() {
     each_case(|case, model, _, rows| {
         let sampling = |seed| Sampling { temperature: 0.8, top_p: 0.95, ..Sampling::policy(seed) };
-        let requests: Vec<Request> = (0..6).map(|i| request(rows.prompts[0].clone(), sampling(i), 8 + i as usize)).collect();
+        let requests: Vec<Request> =
+            (0..6).map(|i| request(rows.prompts[0].clone(), sampling(i), 8 + i as usize)).collect();
         let mut generator = Generator::new(&model.config, 4);
         let together = generator.generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
         for (request, together) in requests.iter().zip(&together) {
@@ -207,7 +212,9 @@ fn a_stop_token_ends_the_response_and_is_its_last_token() {
     let first = expected.iter().position(|&id| id == stop).expect("it is there");
     let request = Request { stop: vec![stop], ..request(rows.prompts[0].clone(), Sampling::greedy(), 24) };
     let mut events = Vec::new();
-    let answers = Generator::new(&model.config, 2).generate(&model, &[request], Adapter::On, &mut |e| events.push(e)).expect("generates");
+    let answers = Generator::new(&model.config, 2)
+        .generate(&model, &[request], Adapter::On, &mut |e| events.push(e))
+        .expect("generates");
     assert_eq!(answers[0].ids, expected[..=first]);
     assert_eq!(answers[0].content(), &expected[..first]);
     assert_eq!(answers[0].finish, Finish::Stop);
@@ -253,7 +260,10 @@ fn wrong_prompts_are_refused_in_words() {
     assert!(said(batch.push(&prompt(vec![1, 552, 2]))).contains("image"));
     assert_eq!((batch.tokens(), batch.sequences()), (0, 0), "a refused sequence leaves nothing behind");
     let mut generator = Generator::new(&model.config, 2);
-    let bad = Request { sampling: Sampling { top_p: 0.0, ..Sampling::policy(0) }, ..request(prompt(vec![1, 2]), Sampling::greedy(), 4) };
+    let bad = Request {
+        sampling: Sampling { top_p: 0.0, ..Sampling::policy(0) },
+        ..request(prompt(vec![1, 2]), Sampling::greedy(), 4)
+    };
     let error = generator.generate(&model, &[bad], Adapter::On, &mut |_| {}).expect_err("must fail");
     assert!(error.to_string().contains("top_p"), "{error}");
     let good = request(prompt(vec![1, 2]), Sampling::greedy(), 4);

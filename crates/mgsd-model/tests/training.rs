@@ -176,7 +176,9 @@ fn training_a_part_gives_the_gradients_that_training_all_gives_it() {
             model.set_trainable(Parts::NONE);
             let (weight, bias) = (single.replace(".bias", ".weight"), single.replace(".weight", ".bias"));
             let norm = single.contains("norm");
-            model.visit_mut(&mut |p| p.set_trainable(p.name == *single || (norm && (p.name == weight || p.name == bias))));
+            model.visit_mut(&mut |p| {
+                p.set_trainable(p.name == *single || (norm && (p.name == weight || p.name == bias)))
+            });
             compare(&mut model, single);
         }
     }
@@ -201,7 +203,8 @@ fn an_adapter_on_the_vision_tower_gets_the_gradient_that_the_chain_rule_says() {
     let mut pass = Pass::new(&model);
     let loss = pass.run(&mut model, &data, Adapter::On);
     let found = grads(&model);
-    let adapter: BTreeMap<String, Vec<f32>> = model.parameters().iter().map(|p| (p.name.clone(), p.value.to_vec())).collect();
+    let adapter: BTreeMap<String, Vec<f32>> =
+        model.parameters().iter().map(|p| (p.name.clone(), p.value.to_vec())).collect();
 
     model.merge_adapters();
     model.set_trainable(Parts::ALL);
@@ -222,7 +225,8 @@ fn an_adapter_on_the_vision_tower_gets_the_gradient_that_the_chain_rule_says() {
         } else {
             // dB = scale dW Aᵀ
             let a = other("A");
-            let entry = |o: usize, r: usize| (0..inputs).map(|i| 2.0 * weight[o * inputs + i] * a[r * inputs + i]).sum();
+            let entry =
+                |o: usize, r: usize| (0..inputs).map(|i| 2.0 * weight[o * inputs + i] * a[r * inputs + i]).sum();
             (0..outputs * 3).map(|at| entry(at / 3, at % 3)).collect()
         };
         assert_relative(name, found, &expected, 2e-4);
@@ -270,10 +274,14 @@ fn five_lora_steps_follow_pytorch() {
         let mut moments: Vec<(Tensor, Tensor)> = model.parameters().iter().map(|p| (zeros(p), zeros(p))).collect();
         for step in 1..=5u64 {
             let loss = pass.run(&mut model, &data, Adapter::On);
-            let squares: f64 = model.parameters().iter().filter_map(|p| p.grad.as_ref()).map(adamw::sum_of_squares).sum();
+            let squares: f64 =
+                model.parameters().iter().filter_map(|p| p.grad.as_ref()).map(adamw::sum_of_squares).sum();
             let norm = squares.sqrt();
             assert!((loss - f64::from(floats(&stored, "step_losses")[step as usize - 1])).abs() < 1e-4, "loss {step}");
-            assert!((norm - f64::from(floats(&stored, "step_grad_norms")[step as usize - 1])).abs() < 1e-4, "norm {step}");
+            assert!(
+                (norm - f64::from(floats(&stored, "step_grad_norms")[step as usize - 1])).abs() < 1e-4,
+                "norm {step}"
+            );
             for (parameter, (first, second)) in model.parameters_mut().into_iter().zip(&mut moments) {
                 if let Some(grad) = &parameter.grad {
                     adamw::step(&mut parameter.value, grad, first, second, &ADAMW, step, clip_factor(norm));
@@ -391,7 +399,8 @@ fn distillation_losses_and_gradients_agree_with_pytorch() {
             let (stats, hidden, targets) = (&mut pass.stats, &pass.hidden, &data.targets);
             let divergence = |kind, part: &str, absolute: f32, stats: &mut TokenStats, grads| {
                 let mut teacher_log_prob = Vec::new();
-                let loss = loss::distill(stats, &mut teacher_log_prob, kind, hidden, head, &teacher, targets, &weights, grads);
+                let loss =
+                    loss::distill(stats, &mut teacher_log_prob, kind, hidden, head, &teacher, targets, &weights, grads);
                 assert_near(part, &stats.loss, &at(part), absolute);
                 assert_near("teacher_logp", &teacher_log_prob, &at("teacher_logp"), 1e-4);
                 loss
@@ -400,7 +409,8 @@ fn distillation_losses_and_gradients_agree_with_pytorch() {
                 "pg_clipped" | "pg_onpolicy" => {
                     let old = if name == "pg_clipped" { at("logp_old") } else { at("student_logp") };
                     let advantage: Vec<f32> = at("teacher_logp").iter().zip(&old).map(|(t, o)| t - o).collect();
-                    let loss = loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads);
+                    let loss =
+                        loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads);
                     if name == "pg_clipped" {
                         assert_near("pg_token_loss", &stats.loss, &at("pg_token_loss"), 2e-4);
                     }

@@ -89,4 +89,3 @@ pub fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         Kind::Opcd => opcd::run(recipe, control),
     }
 }
-#[cfg(test)] mod speed_tmp;

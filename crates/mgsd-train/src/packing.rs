@@ -119,7 +119,7 @@ mod tests {
     fn runs_cover_all_sequences_in_order_and_respect_the_limit() {
         assert_eq!(runs(&[3, 3, 5, 1, 12, 2], 8), [0..2, 2..4, 4..5, 5..6]);
         assert!(runs(&[], 8).is_empty());
-        assert_eq!(runs(&[20], 8), [0..1]);
+        assert_eq!(runs(&[20, 1], 8), [0..1, 1..2]);
     }
 
     fn sample(labels: &str) -> Sample {

@@ -192,11 +192,11 @@ fn describe(name: &str, tree: &toml::Value, error: &serde_path_to_error::Error<t
     }
     // An unknown or missing field is named in serde's message; make it the key that the reader must look for.
     for start in ["missing field `", "unknown field `"] {
-        if let Some(field) = message.strip_prefix(start).and_then(|rest| rest.split('`').next()) {
-            if keys.last().map(String::as_str) != Some(field) {
-                keys.push(field.to_string());
-                value = value.and_then(|value| value.get(field));
-            }
+        if let Some(field) = message.strip_prefix(start).and_then(|rest| rest.split('`').next())
+            && keys.last().map(String::as_str) != Some(field)
+        {
+            keys.push(field.to_string());
+            value = value.and_then(|value| value.get(field));
         }
     }
     let written = value.filter(|value| !value.is_table()).map(ToString::to_string);

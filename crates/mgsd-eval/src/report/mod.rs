@@ -7,6 +7,7 @@ mod data;
 mod gallery;
 mod gap_chart;
 mod html;
+mod runs;
 mod tables;
 
 use std::fmt::Write as _;
@@ -16,6 +17,8 @@ pub use data::{
     BoardCard, Curve, Fact, Headline, Outcome, PerceptionScore, PlanningScore, Rates, ReportData, Series, Stage,
     png_data_url, verdict,
 };
+
+pub use runs::read_runs;
 
 use crate::error::Result;
 use crate::json;

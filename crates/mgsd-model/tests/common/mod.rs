@@ -52,7 +52,11 @@ pub fn assert_near(name: &str, found: &[f32], expected: &[f32], absolute: f32) {
 
 pub fn assert_relative(name: &str, found: &[f32], expected: &[f32], part: f32) {
     let (far, most) = difference(found, expected);
-    assert!(far <= part * most, "{name}: differs by {far}, that is {} of the largest value, allowed {part}", far / most);
+    assert!(
+        far <= part * most,
+        "{name}: differs by {far}, that is {} of the largest value, allowed {part}",
+        far / most
+    );
 }
 
 /// The rows of a padded batch, and where each token lies in the padded `[rows, length]` grid.

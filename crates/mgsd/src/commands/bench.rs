@@ -36,8 +36,15 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             let _ = std::fs::remove_dir_all(&folder);
             figures.into_iter().map(|figure| (figure.name, figure.value, figure.unit)).collect()
         }
-        Name::Compute => mgsd_compute::bench::run(args.repeats),
-        Name::Cpu => mgsd_model::bench::run(args.repeats),
+        Name::Compute => mgsd_compute::bench::all().into_iter().map(|figure| (figure.name, figure.value, figure.unit)).collect(),
+        Name::Cpu => {
+            let (mean, best) = mgsd_model::bench::train(4 * args.repeats)?;
+            vec![
+                ("train_mean".to_string(), mean, "tokens/s"),
+                ("train_best".to_string(), best, "tokens/s"),
+                ("decode_16".to_string(), mgsd_model::bench::decode(16)?, "tokens/s"),
+            ]
+        }
     };
     for (name, value, unit) in &figures {
         console.say(format_args!("{name} {value:.1} {unit}"));

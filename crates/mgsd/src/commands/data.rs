@@ -148,7 +148,7 @@ fn score_perception(args: &ScorePerception, console: &Console) -> anyhow::Result
 
 fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
     let prompts = Prompts::open(&args.prompts)?;
-    let plan = if args.no_reference_plan { ReferencePlan::Hidden } else { ReferencePlan::Shown };
+    let plan = if args.no_reference_plan { ReferencePlan::Withheld } else { ReferencePlan::Given };
     let train = SelectOptions {
         sample_per_level: args.sample_per_level,
         seed: args.seed,
@@ -158,7 +158,7 @@ fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
     let mut counts = serde_json::Map::new();
     let validation = train.for_validation(args.val_sample_per_level);
     for (name, source, options) in [("train", &args.train, train), ("val", &args.val, validation)] {
-        let examples = opcd::select::select(folder::read(source, &args.which.filter())?, &options)?;
+        let examples = opcd::select(folder::read(source, &args.which.filter())?, &options)?;
         let rows = opcd::rows(&examples, &prompts, plan, &args.out)?;
         opcd::write_json(&args.out.join(format!("{name}.json")), &rows)?;
         let samples = rows.iter().map(|row| opcd::sample(row, &args.out)).collect::<Result<Vec<_>, _>>()?;

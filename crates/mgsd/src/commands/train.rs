@@ -4,7 +4,7 @@ use crate::console::Console;
 use crate::interrupt;
 use anyhow::bail;
 use clap::ValueEnum;
-use mgsd_train::{Control, Kind, Phase, Progress, Recipe};
+use mgsd_train::{Control, Kind, Phase, Progress, Recipe, Scalars};
 use std::path::PathBuf;
 
 /// Train from a recipe: from scratch, on perception questions, or by on-policy context distillation.
@@ -72,7 +72,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     bar.finish_and_clear();
     console.say(format_args!("{} steps in {:.0} s: {}", summary.steps, summary.seconds, summary.result.display()));
     console.result(&serde_json::json!({
-        "steps": summary.steps, "seconds": summary.seconds, "metrics": summary.metrics, "eval": summary.eval,
+        "steps": summary.steps, "seconds": summary.seconds, "metrics": object(&summary.metrics),
+        "eval": summary.eval.as_ref().map(object),
         "best": summary.best.as_ref().map(|(step, folder)| serde_json::json!({"step": step, "folder": folder})),
         "out": summary.out, "result": summary.result,
     }))
@@ -80,5 +81,10 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
 
 /// The numbers that fit a line, in their order.
 fn summary_line(progress: &Progress) -> String {
-    progress.scalars.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join("  ")
+    progress.scalars.0.iter().map(|(name, value)| format!("{name} {value:.4}")).collect::<Vec<_>>().join("  ")
+}
+
+/// Named numbers as a JSON object.
+fn object(scalars: &Scalars) -> serde_json::Map<String, serde_json::Value> {
+    scalars.0.iter().map(|(name, value)| ((*name).to_string(), (*value).into())).collect()
 }

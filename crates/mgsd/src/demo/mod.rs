@@ -57,7 +57,7 @@ pub fn run(settings: &Settings, console: &Console) -> anyhow::Result<Demo> {
     console.note("making boards");
     let boards = boards::make(&out.join("data"), settings.seed, settings.scale)?;
     perception_sft::write(&out.join("sft.json"), &perception_sft::records(&boards.train, &prompts, out)?)?;
-    let rows = opcd::rows(&boards.train, &prompts, ReferencePlan::Shown, out)?;
+    let rows = opcd::rows(&boards.train, &prompts, ReferencePlan::Given, out)?;
     opcd::write_json(&out.join("opcd.json"), &rows)?;
     clock.lap("generate");
 

@@ -7,6 +7,7 @@ use crate::math;
 use crate::par::{self, Out};
 use crate::product::{Into, Left, Panels, Size, pack_columns, pack_rows, packed_len, product};
 use crate::simd::{kernel, panel_width, tile_rows};
+use crate::tensor::Values;
 
 /// Keys at a time.
 const KEYS: usize = 252;
@@ -109,13 +110,10 @@ impl Part<'_> {
         let dim = layout.head_dim;
         let stride = layout.kv_heads * dim;
         let at = (self.first + tile.start) * stride + self.kv_head * dim;
-        let (k, v) = (self.given.k[at..].as_ptr(), self.given.v[at..].as_ptr());
-        // SAFETY: `tile.len()` rows of `dim` numbers from `at` on lie in `k` and `v`, whose shapes were checked.
-        unsafe {
-            pack_columns(scratch.keys_t, k, stride, dim, tile.len());
-            pack_columns(scratch.values_t, v, stride, dim, tile.len());
-            pack_rows(scratch.keys, k, stride, tile.len(), dim);
-        }
+        let (k, v) = (Values::F32(&self.given.k[at..]), Values::F32(&self.given.v[at..]));
+        pack_columns(scratch.keys_t, k, stride, dim, tile.len());
+        pack_columns(scratch.values_t, v, stride, dim, tile.len());
+        pack_rows(scratch.keys, k, stride, tile.len(), dim);
         for row in 0..tile.len() {
             for to in [&self.wanted.dk, &self.wanted.dv] {
                 // SAFETY: this key-value head of this segment belongs to this task.
@@ -145,12 +143,9 @@ impl Part<'_> {
         let dim = layout.head_dim;
         let stride = layout.heads * dim;
         let at = (self.first + block.start) * stride + head * dim;
-        // SAFETY: `block.len()` rows of `dim` numbers from `at` on lie in `q` and `dout`, whose shapes were checked.
-        unsafe {
-            let (q, dout) = (self.given.q[at..].as_ptr(), self.given.dout[at..].as_ptr());
-            pack_rows(scratch.queries, q, stride, block.len(), dim);
-            pack_rows(scratch.douts, dout, stride, block.len(), dim);
-        }
+        let (q, dout) = (Values::F32(&self.given.q[at..]), Values::F32(&self.given.dout[at..]));
+        pack_rows(scratch.queries, q, stride, block.len(), dim);
+        pack_rows(scratch.douts, dout, stride, block.len(), dim);
         let ld = tile.len().next_multiple_of(panel_width());
         for strip in block.clone().step_by(tile_rows()) {
             let rows = tile_rows().min(block.end - strip);
@@ -179,11 +174,7 @@ impl Part<'_> {
                 (&self.wanted.dk, &*scratch.dscores, &*scratch.queries),
             ];
             for (to, matrix, panels) in pairs {
-                let left = Left {
-                    at: matrix[skip * ld + keys.start..].as_ptr(),
-                    row_stride: 1,
-                    depth_stride: ld,
-                };
+                let left = Left::strided(matrix[skip * ld + keys.start..].as_ptr(), 1, ld);
                 let right = Panels {
                     at: panels[skip * width..].as_ptr(),
                     stride: block.len() * width,
@@ -223,11 +214,7 @@ impl Part<'_> {
             (self.given.dout, &*scratch.values_t, &mut *dscores, 1.0),
         ];
         for (left, panels, to, alpha) in pairs {
-            let left = Left {
-                at: left[at..].as_ptr(),
-                row_stride: stride,
-                depth_stride: 1,
-            };
+            let left = Left::strided(left[at..].as_ptr(), stride, 1);
             let panels = Panels {
                 at: panels.as_ptr(),
                 stride: dim * width,
@@ -253,11 +240,7 @@ impl Part<'_> {
             let (p, ds) = (&mut weights[i * ld..][..seen], &mut dscores[i * ld..][..seen]);
             row_gradient(p, ds, valid, lse, delta, layout.scale);
         }
-        let left = Left {
-            at: dscores.as_ptr(),
-            row_stride: ld,
-            depth_stride: 1,
-        };
+        let left = Left::strided(dscores.as_ptr(), ld, 1);
         let keys = Panels {
             at: scratch.keys.as_ptr(),
             stride: tile.len() * width,

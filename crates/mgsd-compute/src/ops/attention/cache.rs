@@ -151,11 +151,7 @@ fn one(
     let values = &cache.values.as_slice()[place * cache.values.cols()..][..cache.values.cols()];
     let ld = length.next_multiple_of(width);
     par::with_scratch(group * ld, |scores| {
-        let left = Left {
-            at: q[at..at + group * dim].as_ptr(),
-            row_stride: dim,
-            depth_stride: 1,
-        };
+        let left = Left::strided(q[at..at + group * dim].as_ptr(), dim, 1);
         let right = Panels {
             at: keys.as_ptr(),
             stride: dim * width,
@@ -178,11 +174,7 @@ fn one(
             let factor = 1.0 / state[1];
             scores[..length].iter_mut().for_each(|x| *x *= factor);
         }
-        let left = Left {
-            at: scores.as_ptr(),
-            row_stride: ld,
-            depth_stride: 1,
-        };
+        let left = Left::strided(scores.as_ptr(), ld, 1);
         let right = Panels {
             at: values.as_ptr(),
             stride: cache.capacity * width,

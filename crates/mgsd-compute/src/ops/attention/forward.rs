@@ -5,6 +5,7 @@ use crate::math;
 use crate::par::{self, Out};
 use crate::product::{Into, Left, Panels, Size, pack_columns, pack_rows, packed_len, product};
 use crate::simd::{kernel, panel_width, tile_rows};
+use crate::tensor::Values;
 
 /// Keys at a time: their packed halves stay in the second cache.
 const KEYS: usize = 512;
@@ -59,11 +60,8 @@ impl Part {
                 let tile = start..(start + KEYS).min(keys);
                 let at = (self.first + start) * layout.kv_heads * dim + self.kv_head * dim;
                 let stride = layout.kv_heads * dim;
-                // SAFETY: `tile.len()` rows of `dim` numbers from `at` on lie in `k` and `v`, whose shapes were checked.
-                unsafe {
-                    pack_columns(packed_k, k[at..].as_ptr(), stride, dim, tile.len());
-                    pack_rows(packed_v, v[at..].as_ptr(), stride, tile.len(), dim);
-                }
+                pack_columns(packed_k, Values::F32(&k[at..]), stride, dim, tile.len());
+                pack_rows(packed_v, Values::F32(&v[at..]), stride, tile.len(), dim);
                 for member in 0..group {
                     let head = self.kv_head * group + member;
                     let running = &mut running[2 * member * self.queries.len()..];
@@ -110,11 +108,7 @@ impl Part {
             let ld = depth.next_multiple_of(width);
             let at = (self.first + strip) * stride + head * dim;
             if depth > 0 {
-                let queries = Left {
-                    at: q[at..].as_ptr(),
-                    row_stride: stride,
-                    depth_stride: 1,
-                };
+                let queries = Left::strided(q[at..].as_ptr(), stride, 1);
                 let into = Into {
                     at: scores.as_mut_ptr(),
                     row_stride: ld,
@@ -154,11 +148,7 @@ impl Part {
                 }
             }
             if depth > 0 {
-                let weights = Left {
-                    at: scores.as_ptr(),
-                    row_stride: ld,
-                    depth_stride: 1,
-                };
+                let weights = Left::strided(scores.as_ptr(), ld, 1);
                 let values = Panels {
                     at: packed_v.as_ptr(),
                     stride: tile.len() * width,
