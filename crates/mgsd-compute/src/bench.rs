@@ -39,10 +39,7 @@ fn filled(rows: usize, cols: usize) -> Tensor {
 
 fn filled_bf16(rows: usize, cols: usize) -> Tensor {
     let halves = filled(rows, cols).to_vec();
-    let bytes: Vec<u8> = halves
-        .iter()
-        .flat_map(|x| ((x.to_bits() >> 16) as u16).to_ne_bytes())
-        .collect();
+    let bytes: Vec<u8> = halves.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_ne_bytes()).collect();
     Tensor::from_mapped_bf16(std::sync::Arc::new(bytes), 0, rows, cols)
 }
 
@@ -65,24 +62,14 @@ fn seconds(mut call: impl FnMut()) -> f64 {
 }
 
 fn rate(name: String, work: f64, unit: &'static str, call: impl FnMut()) -> Figure {
-    Figure {
-        name,
-        value: work / seconds(call) / 1e9,
-        unit,
-    }
+    Figure { name, value: work / seconds(call) / 1e9, unit }
 }
 
 /// Linear layers, forward and both gradients, training and decoding, F32 and Bf16.
 pub fn products() -> Vec<Figure> {
     let mut figures = Vec::new();
-    let shapes = [
-        (2048, 256, 256),
-        (2048, 256, 768),
-        (2048, 768, 256),
-        (2048, 256, 1024),
-        (4096, 160, 416),
-        (512, 2560, 4096),
-    ];
+    let shapes =
+        [(2048, 256, 256), (2048, 256, 768), (2048, 768, 256), (2048, 256, 1024), (4096, 160, 416), (512, 2560, 4096)];
     for (tokens, inputs, outputs) in shapes {
         let (x, w) = (filled(tokens, inputs), filled(outputs, inputs));
         let dy = filled(tokens, outputs);
@@ -117,17 +104,11 @@ pub fn products() -> Vec<Figure> {
 /// Attention of short and long segments and of decoding. The work counted is that of the keys that are seen.
 pub fn attentions() -> Vec<Figure> {
     let mut figures = Vec::new();
-    for (segments, length, heads, kv_heads, head_dim) in [(32, 100, 8, 4, 32), (8, 256, 8, 4, 32), (1, 2048, 8, 2, 128)] {
+    for (segments, length, heads, kv_heads, head_dim) in [(32, 100, 8, 4, 32), (8, 256, 8, 4, 32), (1, 2048, 8, 2, 128)]
+    {
         let tokens = segments * length;
         let bounds: Vec<usize> = (0..=segments).map(|i| i * length).collect();
-        let layout = Layout {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: 0.2,
-            mask: Mask::Causal,
-            bounds: &bounds,
-        };
+        let layout = Layout { heads, kv_heads, head_dim, scale: 0.2, mask: Mask::Causal, bounds: &bounds };
         let (q, dout) = (filled(tokens, heads * head_dim), filled(tokens, heads * head_dim));
         let (k, v) = (filled(tokens, kv_heads * head_dim), filled(tokens + 1, kv_heads * head_dim));
         let v = Tensor::from_vec(tokens, v.cols(), v.to_vec()[..tokens * v.cols()].to_vec());
@@ -181,13 +162,7 @@ pub fn rest() -> Vec<Figure> {
     cos.fill(1.0);
     out.copy_from(&a);
     figure("rope.forward", 2.0, &mut || rope::forward(&mut out, &cos, &sin));
-    let settings = adamw::AdamW {
-        learning_rate: 1e-3,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-    };
+    let settings = adamw::AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (mut m, mut v, mut p) = (Tensor::zeros(tokens, width), Tensor::zeros(tokens, width), filled(tokens, width));
     figure("adamw.step", 7.0, &mut || adamw::step(&mut p, &d, &mut m, &mut v, &settings, 10, 1.0));
     figure("adamw.sum_of_squares", 1.0, &mut || {
@@ -213,26 +188,14 @@ fn losses() -> Vec<Figure> {
         });
     };
     figure("cross_entropy", &mut || {
-        let grads = Grads {
-            dhidden: &mut dhidden,
-            dhead: Some(&mut dhead),
-        };
+        let grads = Grads { dhidden: &mut dhidden, dhead: Some(&mut dhead) };
         loss::cross_entropy(&mut stats, &hidden, &head, &targets, &weights, Some(grads));
     });
     for kind in [Divergence::ReverseKl, Divergence::Jsd { beta: 0.5 }] {
-        let teacher = Teacher {
-            hidden: &hidden,
-            head: &head,
-            top_k: None,
-        };
+        let teacher = Teacher { hidden: &hidden, head: &head, top_k: None };
         figure(&format!("distill {kind:?}"), &mut || {
-            let grads = Grads {
-                dhidden: &mut dhidden,
-                dhead: Some(&mut dhead),
-            };
-            loss::distill(
-                &mut stats, &mut log_prob, kind, &hidden, &head, &teacher, &targets, &weights, Some(grads),
-            );
+            let grads = Grads { dhidden: &mut dhidden, dhead: Some(&mut dhead) };
+            loss::distill(&mut stats, &mut log_prob, kind, &hidden, &head, &teacher, &targets, &weights, Some(grads));
         });
     }
     figures

@@ -4,11 +4,7 @@ use crate::Tensor;
 
 #[track_caller]
 pub(crate) fn shape(op: &str, name: &str, tensor: &Tensor, rows: usize, cols: usize) {
-    assert!(
-        tensor.shape() == [rows, cols],
-        "{op}: {name} must be [{rows}, {cols}], is {:?}",
-        tensor.shape()
-    );
+    assert!(tensor.shape() == [rows, cols], "{op}: {name} must be [{rows}, {cols}], is {:?}", tensor.shape());
 }
 
 #[track_caller]

@@ -52,11 +52,7 @@ unsafe impl Sync for Out<'_> {}
 
 impl<'a> Out<'a> {
     pub(crate) fn new(data: &'a mut [f32]) -> Self {
-        Self {
-            data: data.as_mut_ptr(),
-            len: data.len(),
-            lifetime: PhantomData,
-        }
+        Self { data: data.as_mut_ptr(), len: data.len(), lifetime: PhantomData }
     }
 
     /// # Safety
@@ -82,9 +78,7 @@ thread_local! {
 /// Lends `work` a buffer of `len` numbers (contents unspecified) that this thread keeps for the next time.
 pub(crate) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     // Buffers lie on a stack, so that nested loans get the same buffer at the same depth every time.
-    let mut buffer = SCRATCH
-        .with_borrow_mut(|stack| stack.pop())
-        .unwrap_or_default();
+    let mut buffer = SCRATCH.with_borrow_mut(|stack| stack.pop()).unwrap_or_default();
     // Room for aligning the start to a cache line.
     if buffer.len() < len + 16 {
         buffer = vec![0.0; (len + 16).next_power_of_two()];

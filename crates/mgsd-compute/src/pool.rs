@@ -70,9 +70,7 @@ fn pool() -> &'static Pool {
             workers,
         }));
         for index in 0..workers {
-            let started = std::thread::Builder::new()
-                .name(format!("compute-{index}"))
-                .spawn(move || pool.work(index));
+            let started = std::thread::Builder::new().name(format!("compute-{index}")).spawn(move || pool.work(index));
             // Without the thread the others do its share.
             drop(started);
         }
@@ -93,12 +91,7 @@ pub(crate) fn run(count: usize, task: &(dyn Fn(usize) + Sync)) {
         (0..count).for_each(task);
         return;
     }
-    let job = Job {
-        task,
-        count,
-        next: AtomicUsize::new(0),
-        panic: Mutex::new(None),
-    };
+    let job = Job { task, count, next: AtomicUsize::new(0), panic: Mutex::new(None) };
     pool.open(&job);
     job.run();
     pool.close();
@@ -166,12 +159,7 @@ impl Pool {
             let mut state = state;
             // Enter, unless the job is closed by now.
             while state & OPEN != 0 && state & !(OPEN | INSIDE) == seen {
-                match self.state.compare_exchange_weak(
-                    state,
-                    state + 1,
-                    Ordering::SeqCst,
-                    Ordering::Relaxed,
-                ) {
+                match self.state.compare_exchange_weak(state, state + 1, Ordering::SeqCst, Ordering::Relaxed) {
                     Ok(_) => {
                         // SAFETY: the job stays until `close` has seen this worker leave.
                         unsafe { (*self.job.load(Ordering::Relaxed)).run() };

@@ -19,22 +19,12 @@ pub(crate) struct Left {
 impl Left {
     /// A matrix with two strides.
     pub(crate) fn strided(at: *const f32, row_stride: usize, depth_stride: usize) -> Self {
-        Self {
-            at,
-            row_stride,
-            depth_stride,
-            tile_stride: tile_rows() * row_stride,
-        }
+        Self { at, row_stride, depth_stride, tile_stride: tile_rows() * row_stride }
     }
 
     /// A matrix packed by [`pack_tiles`].
     pub(crate) fn tiles(at: *const f32, depth: usize) -> Self {
-        Self {
-            at,
-            row_stride: 1,
-            depth_stride: tile_rows(),
-            tile_stride: tile_rows() * depth,
-        }
+        Self { at, row_stride: 1, depth_stride: tile_rows(), tile_stride: tile_rows() * depth }
     }
 }
 
@@ -86,7 +76,7 @@ kernel! {
             let mut row = 0;
             macro_rules! strips {
                 ($($r:literal x $u:literal),*) => {
-                    $(while $r <= S::TILE_ROWS && row + $r <= size.rows {
+                    $(while $r <= S::TILE_ROWS && size.rows - row >= $r {
                         let (whole, part) = (row / S::TILE_ROWS, row % S::TILE_ROWS);
                         let a = Left { at: a.at.add(whole * a.tile_stride + part * a.row_stride), ..a };
                         let c = Into { at: c.at.add(row * c.row_stride + panel * width), ..c };

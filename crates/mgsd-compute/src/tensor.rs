@@ -49,11 +49,7 @@ pub struct Tensor {
 impl Tensor {
     /// A tensor of no rows; [`resize`](Tensor::resize) gives it a shape.
     pub fn empty() -> Self {
-        Self {
-            storage: Storage::F32(Vec::new()),
-            rows: 0,
-            cols: 0,
-        }
+        Self { storage: Storage::F32(Vec::new()), rows: 0, cols: 0 }
     }
 
     /// All zeros, `F32`.
@@ -92,24 +88,10 @@ impl Tensor {
         );
         let part = &all[offset..offset + size];
         if bytemuck::try_cast_slice::<u8, u16>(part).is_ok() {
-            return Self {
-                storage: Storage::Bf16 { bytes, offset },
-                rows,
-                cols,
-            };
+            return Self { storage: Storage::Bf16 { bytes, offset }, rows, cols };
         }
-        let copy: Vec<u16> = part
-            .chunks_exact(2)
-            .map(|pair| u16::from_ne_bytes([pair[0], pair[1]]))
-            .collect();
-        Self {
-            storage: Storage::Bf16 {
-                bytes: Arc::new(Halves(copy)),
-                offset: 0,
-            },
-            rows,
-            cols,
-        }
+        let copy: Vec<u16> = part.chunks_exact(2).map(|pair| u16::from_ne_bytes([pair[0], pair[1]])).collect();
+        Self { storage: Storage::Bf16 { bytes: Arc::new(Halves(copy)), offset: 0 }, rows, cols }
     }
 
     /// Number of rows.
@@ -243,9 +225,7 @@ impl Tensor {
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         let shape = self.shape();
         match &mut self.storage {
-            Storage::F32(lines) => {
-                &mut bytemuck::cast_slice_mut(lines.as_mut_slice())[..shape[0] * shape[1]]
-            }
+            Storage::F32(lines) => &mut bytemuck::cast_slice_mut(lines.as_mut_slice())[..shape[0] * shape[1]],
             Storage::Bf16 { .. } => {
                 panic!("Tensor::as_mut_slice: wants F32, this {shape:?} is Bf16, which is read-only")
             }

@@ -10,17 +10,12 @@ use mgsd_compute::{Tensor, Write};
 const FINE: f64 = 3e-6;
 
 fn matmul(x: &[f64], w: &[f64], inputs: usize) -> Vec<f64> {
-    x.chunks(inputs)
-        .flat_map(|x| w.chunks(inputs).map(move |w| dot(x, w)))
-        .collect()
+    x.chunks(inputs).flat_map(|x| w.chunks(inputs).map(move |w| dot(x, w))).collect()
 }
 
 fn transposed(x: &[f64], cols: usize) -> Vec<f64> {
     let rows = x.len() / cols;
-    (0..cols)
-        .flat_map(|c| (0..rows).map(move |r| (r, c)))
-        .map(|(r, c)| x[r * cols + c])
-        .collect()
+    (0..cols).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| x[r * cols + c]).collect()
 }
 
 #[test]
@@ -168,9 +163,7 @@ fn swiglu_and_its_gradients_match_f64_far_into_both_tails() {
     let n = gate.len();
     let (up, d) = (numbers.vec(n), numbers.vec(n));
     let silu = |g: f64| g / (1.0 + (-g).exp());
-    let out = |gate: &[f64], up: &[f64]| -> Vec<f64> {
-        gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect()
-    };
+    let out = |gate: &[f64], up: &[f64]| -> Vec<f64> { gate.iter().zip(up).map(|(g, u)| silu(*g) * u).collect() };
     let (gt, ut, dt) = (tensor(1, n, &gate), tensor(1, n, &up), tensor(1, n, &d));
     let (mut got, mut dg, mut du) = (Tensor::empty(), Tensor::empty(), Tensor::empty());
     swiglu::forward(&mut got, &gt, &ut);
@@ -200,9 +193,7 @@ fn erf(x: f64) -> f64 {
 fn both_gelus_are_within_2e_7_of_f64_and_their_slopes_within_1e_6() {
     let x: Vec<f64> = (-1200..=1200).map(|i| f64::from(f64::from(i) as f32 / 100.0)).collect();
     let exact = |x: f64| 0.5 * x * (1.0 + erf(x / 2.0f64.sqrt()));
-    let tanh = |x: f64| {
-        0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-    };
+    let tanh = |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
     let d = vec![1.0; x.len()];
     for (kind, f) in [(Gelu::Erf, &exact as &dyn Fn(f64) -> f64), (Gelu::Tanh, &tanh)] {
         let (xt, dt) = (tensor(1, x.len(), &x), tensor(1, x.len(), &d));
@@ -254,10 +245,7 @@ fn embedding_looks_up_and_sums_gradients_of_repeated_ids_but_skips_placeholders(
     let d = numbers.vec(ids.len() * width);
     let (mapped, cut) = bf16(vocab, width, &table);
     for (tensor, table) in [(tensor(vocab, width, &table), &table), (mapped, &cut)] {
-        let want: Vec<f64> = ids
-            .iter()
-            .flat_map(|id| table[*id as usize * width..][..width].to_vec())
-            .collect();
+        let want: Vec<f64> = ids.iter().flat_map(|id| table[*id as usize * width..][..width].to_vec()).collect();
         let mut out = Tensor::empty();
         embedding::forward(&mut out, &ids, &tensor);
         same("rows", &out, &want, 0.0);
@@ -279,9 +267,8 @@ fn interpolation_and_its_gradient_match_f64() {
     let mut numbers = Numbers::new(2);
     let table = numbers.vec(positions * width);
     let d = numbers.vec(count * width);
-    let taps: Vec<interpolate::Taps> = (0..count)
-        .map(|_| std::array::from_fn(|_| (numbers.below(positions) as u32, numbers.next() as f32)))
-        .collect();
+    let taps: Vec<interpolate::Taps> =
+        (0..count).map(|_| std::array::from_fn(|_| (numbers.below(positions) as u32, numbers.next() as f32))).collect();
     let out = |table: &[f64]| -> Vec<f64> {
         let row = |taps: &interpolate::Taps, col: usize| -> f64 {
             taps.iter().map(|(row, w)| f64::from(*w) * table[*row as usize * width + col]).sum()
@@ -325,8 +312,6 @@ fn a_bf16_matrix_at_an_odd_address_reads_the_same() {
     let plain: Vec<u8> = bits.iter().flat_map(|x| x.to_ne_bytes()).collect();
     let mut shifted = vec![0u8];
     shifted.extend(&plain);
-    let at = |bytes: Vec<u8>, offset| {
-        Tensor::from_mapped_bf16(std::sync::Arc::new(bytes), offset, 3, 4).to_vec()
-    };
+    let at = |bytes: Vec<u8>, offset| Tensor::from_mapped_bf16(std::sync::Arc::new(bytes), offset, 3, 4).to_vec();
     assert_eq!(at(plain, 0), at(shifted, 1));
 }

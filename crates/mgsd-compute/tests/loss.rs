@@ -16,10 +16,7 @@ fn log_softmax(z: &[f64]) -> Vec<f64> {
 }
 
 fn project(hidden: &[f64], head: &[f64], width: usize) -> Vec<Vec<f64>> {
-    hidden
-        .chunks(width)
-        .map(|h| head.chunks(width).map(|w| dot(h, w)).collect())
-        .collect()
+    hidden.chunks(width).map(|h| head.chunks(width).map(|w| dot(h, w)).collect()).collect()
 }
 
 fn kl(p: &[f64], q: &[f64]) -> f64 {
@@ -126,12 +123,8 @@ fn divergences_and_their_gradients_match_f64_exact_and_on_the_teachers_top() {
     let teacher = Case::new(5, 5, 6, 21);
     let theirs = project(&teacher.hidden, &teacher.head, 6);
     let (their_hidden, their_head) = (tensor(5, 6, &teacher.hidden), tensor(21, 6, &teacher.head));
-    let kinds = [
-        Divergence::ReverseKl,
-        Divergence::ForwardKl,
-        Divergence::Jsd { beta: 0.5 },
-        Divergence::Jsd { beta: 0.1 },
-    ];
+    let kinds =
+        [Divergence::ReverseKl, Divergence::ForwardKl, Divergence::Jsd { beta: 0.5 }, Divergence::Jsd { beta: 0.1 }];
     for kind in kinds {
         for top_k in [None, Some(6), Some(1), Some(50)] {
             case.check(
@@ -141,7 +134,15 @@ fn divergences_and_their_gradients_match_f64_exact_and_on_the_teachers_top() {
                     let teacher = Teacher { hidden: &their_hidden, head: &their_head, top_k };
                     let (targets, weights) = (&case.targets, case.weights());
                     let sum = loss::distill(
-                        &mut stats, &mut log_prob, kind, hidden, head, &teacher, targets, &weights, grads,
+                        &mut stats,
+                        &mut log_prob,
+                        kind,
+                        hidden,
+                        head,
+                        &teacher,
+                        targets,
+                        &weights,
+                        grads,
                     );
                     for (i, got) in log_prob.iter().enumerate() {
                         let want = log_softmax(&theirs[i])[targets[i] as usize];
@@ -165,9 +166,8 @@ fn the_clipped_policy_gradient_matches_f64_in_every_branch() {
     // Ratios far inside the branches, so that no difference crosses a kink.
     let ratios = [1.1, 0.5, 1.8, 5.0, 1.05, 0.4, 1.9, 6.0, 1.0, 0.9, 2.0, 4.0];
     let advantage: Vec<f64> = (0..12).map(|i| if i % 3 == 0 { 0.7 } else { -0.9 }).collect();
-    let old: Vec<f64> = (0..12)
-        .map(|i| log_softmax(&logits[i])[case.targets[i] as usize] - f64::ln(ratios[i]))
-        .collect();
+    let old: Vec<f64> =
+        (0..12).map(|i| log_softmax(&logits[i])[case.targets[i] as usize] - f64::ln(ratios[i])).collect();
     let narrow = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
     let token = |log_prob: f64, i: usize| {
         let (a, ratio) = (advantage[i], (log_prob - old[i]).exp());
@@ -179,14 +179,20 @@ fn the_clipped_policy_gradient_matches_f64_in_every_branch() {
         let head = tensor(9, 4, &case.head);
         let value = |h: &[f64]| -> f64 {
             let rows = project(h, &case.head, 4);
-            (0..12)
-                .map(|i| f64::from(weights[i]) * token(log_softmax(&rows[i])[case.targets[i] as usize], i))
-                .sum()
+            (0..12).map(|i| f64::from(weights[i]) * token(log_softmax(&rows[i])[case.targets[i] as usize], i)).sum()
         };
         let (mut stats, mut dhidden) = (TokenStats::default(), Tensor::empty());
         let grads = Grads { dhidden: &mut dhidden, dhead: None };
         let got = loss::policy_gradient(
-            &mut stats, CLIP, &hidden, &head, &case.targets, &narrow(&old), &narrow(&advantage), &weights, Some(grads),
+            &mut stats,
+            CLIP,
+            &hidden,
+            &head,
+            &case.targets,
+            &narrow(&old),
+            &narrow(&advantage),
+            &weights,
+            Some(grads),
         );
         let want = value(&case.hidden);
         assert!((got - want).abs() < 1e-4, "got {got}, want {want}");
@@ -293,9 +299,7 @@ fn pytorchs_distillation_losses_are_reproduced_from_its_logits() {
     for (kind, name, mean) in kinds {
         let (mut stats, mut log_prob) = (TokenStats::default(), Vec::new());
         let teacher = Teacher { hidden: &teacher, head: &head, top_k: None };
-        let got = loss::distill(
-            &mut stats, &mut log_prob, kind, &student, &head, &teacher, &targets, &weights, None,
-        );
+        let got = loss::distill(&mut stats, &mut log_prob, kind, &student, &head, &teacher, &targets, &weights, None);
         assert!((got - mean).abs() < 1e-5, "{name}: got {got}, want {mean}");
         close(name, &stats.loss, &stored.get(name), 5e-6);
         close("student_logp", &stats.log_prob, &stored.get("student_logp"), 2e-6);
@@ -307,9 +311,8 @@ fn pytorchs_distillation_losses_are_reproduced_from_its_logits() {
     let mut stats = TokenStats::default();
     let mut dhidden = Tensor::empty();
     let grads = Grads { dhidden: &mut dhidden, dhead: None };
-    let got = loss::policy_gradient(
-        &mut stats, CLIP, &student, &head, &targets, &old, &advantage, &weights, Some(grads),
-    );
+    let got =
+        loss::policy_gradient(&mut stats, CLIP, &student, &head, &targets, &old, &advantage, &weights, Some(grads));
     assert!((got - losses[0]).abs() < 1e-5, "clipped: got {got}, want {}", losses[0]);
     close("pg_token_loss", &stats.loss, &stored.get("pg_token_loss"), 5e-6);
     let gradient = dhidden.to_vec();
@@ -321,9 +324,7 @@ fn pytorchs_distillation_losses_are_reproduced_from_its_logits() {
     let current = stats.log_prob.clone();
     let pairs = stored.get("teacher_logp").into_iter().zip(&current);
     let advantage: Vec<f32> = pairs.map(|(t, s)| t as f32 - s).collect();
-    let got = loss::policy_gradient(
-        &mut stats, CLIP, &student, &head, &targets, &current, &advantage, &weights, None,
-    );
+    let got = loss::policy_gradient(&mut stats, CLIP, &student, &head, &targets, &current, &advantage, &weights, None);
     assert!((got - losses[1]).abs() < 1e-5, "on policy: got {got}, want {}", losses[1]);
 }
 

@@ -1,10 +1,16 @@
 //! The vision tower: patches in, image tokens and DeepStack features out.
 
-use mgsd_compute::ops::attention::{self, Layout, Mask};
-use mgsd_compute::ops::gelu::{self, Gelu};
-use mgsd_compute::ops::{interpolate, layer_norm, rope};
+mod block;
+mod merger;
+
+use mgsd_compute::ops::attention::{Layout, Mask};
+use mgsd_compute::ops::interpolate;
 use mgsd_compute::{Tensor, Write};
-use rayon::prelude::*;
+
+use block::{BlockActivations, Common};
+pub use block::{Norm, VisionBlock};
+pub use merger::Merger;
+use merger::MergerActivations;
 
 use crate::batch::Batch;
 use crate::config::VisionConfig;
@@ -13,43 +19,6 @@ use crate::param::Parameter;
 use crate::rope::{RopeTable, vision_picks};
 use crate::text::neighbours;
 use crate::trace::{Observer, Tap};
-
-/// Every LayerNorm of the tower has this.
-const EPS: f32 = 1e-6;
-
-/// LayerNorm with bias.
-pub struct Norm {
-    /// `[1, width]`
-    pub weight: Parameter,
-    /// `[1, width]`
-    pub bias: Parameter,
-}
-
-/// One block: full attention within a frame, then a two-layer feed-forward.
-pub struct VisionBlock {
-    /// Before attention.
-    pub norm1: Norm,
-    /// `[3 * hidden, hidden]`: queries, keys, values.
-    pub qkv: Linear,
-    /// `[hidden, hidden]`
-    pub proj: Linear,
-    /// Before the feed-forward.
-    pub norm2: Norm,
-    /// `[intermediate, hidden]`
-    pub fc1: Linear,
-    /// `[hidden, intermediate]`
-    pub fc2: Linear,
-}
-
-/// Four patches to one token of the decoder's width.
-pub struct Merger {
-    /// Over one patch for the main merger, over all four for those of DeepStack.
-    pub norm: Norm,
-    /// `[4 * hidden, 4 * hidden]`
-    pub fc1: Linear,
-    /// `[decoder hidden, 4 * hidden]`
-    pub fc2: Linear,
-}
 
 /// The whole tower.
 pub struct VisionTower {
@@ -72,28 +41,7 @@ pub(crate) struct VisionFeatures {
     pub deepstack: Vec<Tensor>,
 }
 
-struct BlockActivations {
-    attn_in: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attended: Tensor,
-    log_sum_exp: Tensor,
-    mid: Tensor,
-    mlp_in: Tensor,
-    wide: Tensor,
-    bent: Tensor,
-    /// `x Aᵀ` of qkv, proj, fc1, fc2.
-    low: [Tensor; 4],
-}
-
-struct MergerActivations {
-    normed: Tensor,
-    wide: Tensor,
-    bent: Tensor,
-    low: [Tensor; 2],
-}
-
+/// Gradients on their way down; one set for all blocks.
 struct Descent {
     stream: Tensor,
     norm: Tensor,
@@ -123,35 +71,9 @@ pub(crate) struct VisionActivations {
     pub d_features: VisionFeatures,
 }
 
-/// What all blocks of a pass have in common.
-struct Common<'a> {
-    cos: &'a Tensor,
-    sin: &'a Tensor,
-    layout: Layout<'a>,
-    adapter: Adapter,
-}
-
 impl VisionFeatures {
     fn new(deepstack: usize) -> Self {
         Self { merged: Tensor::empty(), deepstack: (0..deepstack).map(|_| Tensor::empty()).collect() }
-    }
-}
-
-impl BlockActivations {
-    fn new() -> Self {
-        Self {
-            attn_in: Tensor::empty(),
-            q: Tensor::empty(),
-            k: Tensor::empty(),
-            v: Tensor::empty(),
-            attended: Tensor::empty(),
-            log_sum_exp: Tensor::empty(),
-            mid: Tensor::empty(),
-            mlp_in: Tensor::empty(),
-            wide: Tensor::empty(),
-            bent: Tensor::empty(),
-            low: std::array::from_fn(|_| Tensor::empty()),
-        }
     }
 }
 
@@ -200,192 +122,6 @@ impl VisionActivations {
         while self.streams.len() < blocks + 1 {
             self.streams.push(Tensor::empty());
         }
-    }
-}
-
-impl Norm {
-    fn forward(&self, out: &mut Tensor, x: &Tensor) {
-        layer_norm::forward(out, x, &self.weight.value, &self.bias.value, EPS);
-    }
-
-    fn backward(&mut self, dx: &mut Tensor, dout: &Tensor, x: &Tensor, write: Write) {
-        let grads = self.weight.grad.as_mut().zip(self.bias.grad.as_mut());
-        layer_norm::backward(dx, grads, dout, x, &self.weight.value, EPS, write);
-    }
-
-    fn visit<'a>(&'a self, f: &mut dyn FnMut(&'a Parameter)) {
-        f(&self.weight);
-        f(&self.bias);
-    }
-
-    fn visit_mut<'a>(&'a mut self, f: &mut dyn FnMut(&'a mut Parameter)) {
-        f(&mut self.weight);
-        f(&mut self.bias);
-    }
-
-    fn is_trainable(&self) -> bool {
-        self.weight.is_trainable()
-    }
-}
-
-impl VisionBlock {
-    fn forward(&self, a: &mut BlockActivations, qkv: &mut Tensor, x: &Tensor, out: &mut Tensor, common: &Common) {
-        let &Common { cos, sin, ref layout, adapter } = common;
-        self.norm1.forward(&mut a.attn_in, x);
-        self.qkv.forward(qkv, &a.attn_in, &mut a.low[0], Write::Set, adapter);
-        split_columns([&mut a.q, &mut a.k, &mut a.v], qkv);
-        rope::forward(&mut a.q, cos, sin);
-        rope::forward(&mut a.k, cos, sin);
-        attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, layout);
-        a.mid.copy_from(x);
-        self.proj.forward(&mut a.mid, &a.attended, &mut a.low[1], Write::Add, adapter);
-        self.norm2.forward(&mut a.mlp_in, &a.mid);
-        self.fc1.forward(&mut a.wide, &a.mlp_in, &mut a.low[2], Write::Set, adapter);
-        gelu::forward(&mut a.bent, &a.wide, Gelu::Tanh);
-        out.copy_from(&a.mid);
-        self.fc2.forward(out, &a.bent, &mut a.low[3], Write::Add, adapter);
-    }
-
-    /// `d.stream` holds the gradient of the output and receives that of the input.
-    fn backward(
-        &mut self,
-        a: &BlockActivations,
-        d: &mut Descent,
-        qkv: &mut Tensor,
-        x: &Tensor,
-        common: &Common,
-        through: bool,
-    ) {
-        let &Common { cos, sin, ref layout, adapter } = common;
-        self.fc2.backward(Some((&mut d.bent, Write::Set)), &d.stream, &a.bent, &a.low[3], &mut d.low, adapter);
-        gelu::backward(&mut d.wide, &d.bent, &a.wide, Gelu::Tanh);
-        self.fc1.backward(Some((&mut d.norm, Write::Set)), &d.wide, &a.mlp_in, &a.low[2], &mut d.low, adapter);
-        self.norm2.backward(&mut d.stream, &d.norm, &a.mid, Write::Add);
-        self.proj.backward(Some((&mut d.attended, Write::Set)), &d.stream, &a.attended, &a.low[1], &mut d.low, adapter);
-        attention::backward(
-            &mut d.q,
-            &mut d.k,
-            &mut d.v,
-            &d.attended,
-            &a.attended,
-            &a.log_sum_exp,
-            &a.q,
-            &a.k,
-            &a.v,
-            layout,
-        );
-        rope::backward(&mut d.q, cos, sin);
-        rope::backward(&mut d.k, cos, sin);
-        join_columns(qkv, [&d.q, &d.k, &d.v]);
-        let into = through || self.norm1.is_trainable();
-        self.qkv.backward(into.then_some((&mut d.norm, Write::Set)), qkv, &a.attn_in, &a.low[0], &mut d.low, adapter);
-        if into {
-            self.norm1.backward(&mut d.stream, &d.norm, x, Write::Add);
-        }
-    }
-
-    fn is_trainable(&self) -> bool {
-        let mut any = false;
-        self.visit(&mut |p| any |= p.is_trainable());
-        any
-    }
-
-    /// The linear layers.
-    pub fn linears(&self) -> [&Linear; 4] {
-        [&self.qkv, &self.proj, &self.fc1, &self.fc2]
-    }
-
-    /// The same, mutable.
-    pub fn linears_mut(&mut self) -> [&mut Linear; 4] {
-        [&mut self.qkv, &mut self.proj, &mut self.fc1, &mut self.fc2]
-    }
-
-    fn visit<'a>(&'a self, f: &mut dyn FnMut(&'a Parameter)) {
-        self.norm1.visit(f);
-        self.norm2.visit(f);
-        self.linears().into_iter().for_each(|l| l.visit(f));
-    }
-
-    fn visit_mut<'a>(&'a mut self, f: &mut dyn FnMut(&'a mut Parameter)) {
-        self.norm1.visit_mut(f);
-        self.norm2.visit_mut(f);
-        [&mut self.qkv, &mut self.proj, &mut self.fc1, &mut self.fc2].into_iter().for_each(|l| l.visit_mut(f));
-    }
-}
-
-impl Merger {
-    /// `x: [patches, hidden]`; its shape is changed for the norm over four patches and put back.
-    fn forward(&self, a: &mut MergerActivations, out: &mut Tensor, x: &mut Tensor, adapter: Adapter) {
-        let (patches, width) = (x.rows(), x.cols());
-        let unit = self.fc1.weight.value.cols() / width;
-        let grouped = self.norm.weight.value.cols() != width;
-        if grouped {
-            reshape(x, patches / unit, width * unit);
-        }
-        self.norm.forward(&mut a.normed, x);
-        reshape(x, patches, width);
-        reshape(&mut a.normed, patches / unit, width * unit);
-        self.fc1.forward(&mut a.wide, &a.normed, &mut a.low[0], Write::Set, adapter);
-        gelu::forward(&mut a.bent, &a.wide, Gelu::Erf);
-        self.fc2.forward(out, &a.bent, &mut a.low[1], Write::Set, adapter);
-    }
-
-    /// `d.stream` receives the gradient of `x: [patches, hidden]`; `write` is `None` when nothing below wants it.
-    fn backward(
-        &mut self,
-        a: &MergerActivations,
-        d: &mut Descent,
-        dout: &Tensor,
-        x: &mut Tensor,
-        write: Option<Write>,
-        adapter: Adapter,
-    ) {
-        let into = write.is_some() || self.norm.is_trainable();
-        let write = write.unwrap_or(Write::Set);
-        let bent = into || self.fc1.is_trainable();
-        self.fc2.backward(bent.then_some((&mut d.bent, Write::Set)), dout, &a.bent, &a.low[1], &mut d.low, adapter);
-        if !bent {
-            return;
-        }
-        gelu::backward(&mut d.wide, &d.bent, &a.wide, Gelu::Erf);
-        self.fc1.backward(
-            into.then_some((&mut d.norm, Write::Set)),
-            &d.wide,
-            &a.normed,
-            &a.low[0],
-            &mut d.low,
-            adapter,
-        );
-        if !into {
-            return;
-        }
-        let (patches, width) = (x.rows(), x.cols());
-        let span = self.norm.weight.value.cols();
-        let rows = patches * width / span;
-        reshape(&mut d.norm, rows, span);
-        reshape(x, rows, span);
-        if write == Write::Add {
-            reshape(&mut d.stream, rows, span);
-        }
-        self.norm.backward(&mut d.stream, &d.norm, x, write);
-        reshape(x, patches, width);
-        reshape(&mut d.stream, patches, width);
-    }
-
-    fn is_trainable(&self) -> bool {
-        self.norm.is_trainable() || self.fc1.is_trainable() || self.fc2.is_trainable()
-    }
-
-    fn visit<'a>(&'a self, f: &mut dyn FnMut(&'a Parameter)) {
-        self.norm.visit(f);
-        self.fc1.visit(f);
-        self.fc2.visit(f);
-    }
-
-    fn visit_mut<'a>(&'a mut self, f: &mut dyn FnMut(&'a mut Parameter)) {
-        self.norm.visit_mut(f);
-        self.fc1.visit_mut(f);
-        self.fc2.visit_mut(f);
     }
 }
 
@@ -547,42 +283,5 @@ impl VisionTower {
         blocks.iter_mut().for_each(|block| block.visit_mut(f));
         merger.visit_mut(f);
         deepstack.iter_mut().for_each(|merger| merger.visit_mut(f));
-    }
-}
-
-/// Another shape for the same numbers in the same order; a tensor of unchanged length keeps them.
-fn reshape(tensor: &mut Tensor, rows: usize, cols: usize) {
-    assert_eq!(tensor.len(), rows * cols, "a reshape keeps the number of elements");
-    tensor.resize(rows, cols);
-}
-
-/// Rows worth handing to another thread in one piece.
-const ROWS: usize = 256;
-
-/// `x: [rows, 3 * width]` to three `[rows, width]`.
-fn split_columns(parts: [&mut Tensor; 3], x: &Tensor) {
-    let width = x.cols() / 3;
-    for (index, part) in parts.into_iter().enumerate() {
-        part.resize(x.rows(), width);
-        let blocks = part.as_mut_slice().par_chunks_mut(ROWS * width);
-        blocks.zip(x.as_slice().par_chunks(ROWS * 3 * width)).for_each(|(part, x)| {
-            for (part, x) in part.chunks_exact_mut(width).zip(x.chunks_exact(3 * width)) {
-                part.copy_from_slice(&x[index * width..(index + 1) * width]);
-            }
-        });
-    }
-}
-
-/// The inverse of [`split_columns`].
-fn join_columns(x: &mut Tensor, parts: [&Tensor; 3]) {
-    let width = parts[0].cols();
-    x.resize(parts[0].rows(), 3 * width);
-    for (index, part) in parts.into_iter().enumerate() {
-        let blocks = x.as_mut_slice().par_chunks_mut(ROWS * 3 * width);
-        blocks.zip(part.as_slice().par_chunks(ROWS * width)).for_each(|(x, part)| {
-            for (x, part) in x.chunks_exact_mut(3 * width).zip(part.chunks_exact(width)) {
-                x[index * width..(index + 1) * width].copy_from_slice(part);
-            }
-        });
     }
 }

@@ -8,7 +8,7 @@ use crate::packing::Sample;
 use crate::random::derive;
 use crate::recipe::{MixEntry, Recipe, SampleKind};
 use crate::student;
-use mgsd_data::message::{IMAGE_MARK, Message};
+use mgsd_data::message::Message;
 use mgsd_data::perception_sft;
 use mgsd_data::prompts::{PromptContext, Prompts, ReferencePlan};
 use mgsd_model::image::ImageSource;
@@ -98,10 +98,7 @@ impl Source {
                 let shapes = mgsd_data::shapes::sample(seed, self.image_size);
                 Conversation {
                     name: format!("shapes sample {ordinal}"),
-                    messages: vec![
-                        Message::user(format!("{IMAGE_MARK}{}", shapes.question)),
-                        Message::assistant(shapes.answer),
-                    ],
+                    messages: vec![Message::user(shapes.question), Message::assistant(shapes.answer)],
                     pictures: vec![rgb(shapes.image)],
                 }
             }
@@ -115,7 +112,11 @@ impl Source {
         let task = board.task();
         let name = format!("{kind:?} {task} level {} sample {ordinal}", board.side());
         let failed = || TrainError::other(format!("prompts for {name}"));
-        let context = PromptContext::of_instance(instance);
+        let context = match kind {
+            // One board, one plan: the solver's choice among shortest plans is learnt faster than a random one.
+            SampleKind::PlanText => PromptContext::new(board),
+            _ => PromptContext::of_instance(instance),
+        };
         let mut messages = Vec::new();
         let mut pictures = Vec::new();
         match kind {

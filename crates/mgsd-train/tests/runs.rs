@@ -1,5 +1,8 @@
 //! Whole runs on a tiny model: resuming, stopping, refusing, and what each loss and teacher does.
 
+use mgsd_data::prompts::{Prompts, ReferencePlan};
+use mgsd_data::{opcd, perception_sft};
+use mgsd_tasks::{GenerateOptions, RenderOptions, Task};
 use mgsd_train::{Control, Phase, Progress, Recipe, Result, Scalars, Summary, TrainError, run};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -272,4 +275,65 @@ fn a_run_killed_twice_ends_with_the_same_bytes() {
     let summary = summary.unwrap();
     assert!(reports.len() < 30, "{} steps were taken again", reports.len());
     assert!(contents(&expected.result) == contents(&summary.result), "the results differ");
+}
+
+/// A task folder of eight small boards, and the same boards as perception records and as OPCD rows.
+fn write_data(folder: &Path) {
+    let tasks = folder.join("boards");
+    let drawn = RenderOptions { image_size: 64, ..RenderOptions::default() };
+    for task in [Task::FrozenLake, Task::Maze] {
+        let boards = mgsd_tasks::generate(task, 3, &GenerateOptions::default(), 0..4).unwrap();
+        mgsd_data::folder::write_instances(&tasks, &boards, Some(&drawn)).unwrap();
+    }
+    let examples = mgsd_data::folder::read(&tasks, &mgsd_data::folder::Filter::default()).unwrap();
+    let prompts = Prompts::compact().unwrap();
+    let records = perception_sft::records(&examples, &prompts, folder).unwrap();
+    perception_sft::write(&folder.join("sft.json"), &records).unwrap();
+    let rows = opcd::rows(&examples, &prompts, ReferencePlan::Given, folder).unwrap();
+    opcd::write_json(&folder.join("rows.json"), &rows).unwrap();
+    let samples = opcd::read(&folder.join("rows.json")).unwrap();
+    opcd::write_parquet(&folder.join("rows.parquet"), &samples, folder).unwrap();
+}
+
+#[test]
+fn a_task_folder_json_rows_and_parquet_rows_train_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    write_data(folder.path());
+    let run = |data: &str| {
+        let path = folder.path().join(data);
+        let train = format!("data.train={}", path.display());
+        let validation = format!("data.validation={}", path.display());
+        let changes =
+            [train.as_str(), validation.as_str(), "optimiser.lr=1e-4", "eval.every=3", "batch.samples_per_step=4"];
+        let mut recipe = recipe("opcd", &folder.path().join(format!("out-{data}")), &changes);
+        (recipe.steps, recipe.epochs) = (None, Some(1.5));
+        let (summary, reports) = go(&recipe, false, NEVER);
+        let summary = summary.unwrap_or_else(|error| panic!("{data}: {error}"));
+        assert_eq!(summary.eval.unwrap().get("samples"), Some(8.0));
+        losses(&reports)
+    };
+    let from_folder = run("boards");
+    assert_eq!(from_folder.len(), 3, "twelve boards, four a step");
+    assert_eq!(from_folder, run("rows.json"));
+    assert_eq!(from_folder, run("rows.parquet"));
+}
+
+#[test]
+fn a_sharegpt_file_is_trained_on_for_its_epochs_beside_generated_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    write_data(folder.path());
+    let text = format!(
+        "kind = \"sft\"\nepochs = 2\n[model]\nbase = {:?}\nout = {:?}\n{BOARDS}\n[[data.mix]]\nkind = \"sharegpt\"\nfile = {:?}\n\
+         [[data.mix]]\nkind = \"plan_text\"\n[eval]\nevery = 2\nheld_out = 0.25\n",
+        tiny_model(),
+        folder.path().join("out"),
+        folder.path().join("sft.json")
+    );
+    let (summary, reports) = go(&Recipe::parse("test.toml", &text, &[]).unwrap(), false, NEVER);
+    // Six of eight records, twice, half of the mix: 24 samples of three a step; two records and as many others held out.
+    assert_eq!(reports.len(), 8);
+    assert_eq!(summary.unwrap().eval.unwrap().get("samples"), Some(4.0));
+    let text = Recipe::parse("test.toml", &text, &["eval.held_out=0".to_string(), "model.out=x".to_string()]);
+    let text = go(&text.unwrap(), false, NEVER).0.unwrap_err().to_string();
+    assert!(text.contains("sft.json") && text.contains("eval.held_out"), "{text}");
 }

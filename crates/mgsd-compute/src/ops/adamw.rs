@@ -77,10 +77,7 @@ pub fn sum_of_squares(grad: &Tensor) -> f64 {
         let out = par::Out::new(sums);
         par::tasks(blocks, |index| {
             let block = &grad[index * BLOCK..((index + 1) * BLOCK).min(grad.len())];
-            let sum: f64 = block
-                .chunks(1024)
-                .map(|part| f64::from(crate::math::dot(part, part)))
-                .sum();
+            let sum: f64 = block.chunks(1024).map(|part| f64::from(crate::math::dot(part, part))).sum();
             // SAFETY: each task has a pair of its own.
             let place = unsafe { out.slice(2 * index, 2) };
             place[0] = sum as f32;
@@ -91,7 +88,6 @@ pub fn sum_of_squares(grad: &Tensor) -> f64 {
 }
 
 mod cpu {
-    use crate::math::each_lane;
     use crate::simd::kernel;
 
     pub(super) struct Factors {
@@ -112,19 +108,30 @@ mod cpu {
             // Pointers stay below the common length `n`.
             let (p, g, m, v) = (p.as_mut_ptr(), g.as_ptr(), m.as_mut_ptr(), v.as_mut_ptr());
             let scale = S::splat(f.grad_scale);
-            each_lane!(S, n, |x = m, g = g| {
-                let g = S::mul(g, scale);
-                S::fma(S::splat(f.new1), S::sub(g, x), x)
-            } => m);
-            each_lane!(S, n, |x = v, g = g| {
-                let g = S::mul(g, scale);
-                S::fma(S::mul(S::splat(f.new2), g), g, S::mul(S::splat(f.beta2), x))
-            } => v);
-            each_lane!(S, n, |x = p, m = m, v = v| {
-                let floor = S::fma(S::sqrt(v), S::splat(f.root), S::splat(f.eps));
-                let moved = S::div(S::mul(S::splat(f.size), m), floor);
-                S::sub(S::mul(x, S::splat(f.keep)), moved)
-            } => p);
+            let mut i = 0;
+            // One pass over all four; the tail goes through zero-filled vectors.
+            while i < n {
+                let left = (n - i).min(S::LANES);
+                macro_rules! at {
+                    ($x:ident) => {
+                        if left == S::LANES { S::load($x.add(i)) } else { S::load_n($x.add(i), left) }
+                    };
+                }
+                let (mut p_i, g_i, mut m_i, mut v_i) = (at!(p), S::mul(at!(g), scale), at!(m), at!(v));
+                m_i = S::fma(S::splat(f.new1), S::sub(g_i, m_i), m_i);
+                v_i = S::fma(S::mul(S::splat(f.new2), g_i), g_i, S::mul(S::splat(f.beta2), v_i));
+                let floor = S::fma(S::sqrt(v_i), S::splat(f.root), S::splat(f.eps));
+                let moved = S::div(S::mul(S::splat(f.size), m_i), floor);
+                p_i = S::sub(S::mul(p_i, S::splat(f.keep)), moved);
+                for (to, x) in [(p, p_i), (m, m_i), (v, v_i)] {
+                    if left == S::LANES {
+                        S::store(to.add(i), x);
+                    } else {
+                        S::store_n(to.add(i), x, left);
+                    }
+                }
+                i += left;
+            }
         }
     }
 }

@@ -51,9 +51,7 @@ impl Layout<'_> {
             self.kv_heads
         );
         assert!(
-            self.bounds.first() == Some(&0)
-                && self.bounds.last() == Some(&tokens)
-                && self.bounds.is_sorted(),
+            self.bounds.first() == Some(&0) && self.bounds.last() == Some(&tokens) && self.bounds.is_sorted(),
             "{op}: bounds must rise from 0 to the {tokens} tokens, are {:?}",
             self.bounds
         );
@@ -73,14 +71,7 @@ impl Layout<'_> {
 }
 
 /// `out` and its softmax's `log_sum_exp: [tokens, heads]`, which the backward pass needs.
-pub fn forward(
-    out: &mut Tensor,
-    log_sum_exp: &mut Tensor,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    layout: &Layout,
-) {
+pub fn forward(out: &mut Tensor, log_sum_exp: &mut Tensor, q: &Tensor, k: &Tensor, v: &Tensor, layout: &Layout) {
     layout.check("attention::forward", q, k, v);
     out.resize(q.rows(), q.cols());
     log_sum_exp.resize(q.rows(), layout.heads);

@@ -13,10 +13,10 @@ pub fn forward(out: &mut Tensor, ids: &[u32], table: &Tensor) {
     let values = table.values();
     let out = par::Out::new(out.as_mut_slice());
     par::row_blocks(ids.len(), width, |first, count| {
-        for row in first..first + count {
+        for (row, &id) in ids.iter().enumerate().skip(first).take(count) {
             // SAFETY: each row is written by one task.
             let out = unsafe { out.slice(row * width, width) };
-            values.read(ids[row] as usize * width, out);
+            values.read(id as usize * width, out);
         }
     });
 }

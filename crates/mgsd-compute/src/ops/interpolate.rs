@@ -20,13 +20,13 @@ pub fn forward(out: &mut Tensor, table: &Tensor, taps: &[Taps], write: Write) {
     let out = par::Out::new(out.as_mut_slice());
     par::row_blocks(taps.len(), width, |first, count| {
         par::with_scratch(width, |from| {
-            for row in first..first + count {
+            for (row, taps) in taps.iter().enumerate().skip(first).take(count) {
                 // SAFETY: each row is written by one task.
                 let out = unsafe { out.slice(row * width, width) };
                 if write == Write::Set {
                     out.fill(0.0);
                 }
-                for (source, weight) in taps[row] {
+                for (source, weight) in *taps {
                     table.read(source as usize * width, from);
                     math::add_scaled(out, from, weight);
                 }

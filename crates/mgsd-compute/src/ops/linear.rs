@@ -5,14 +5,7 @@ use crate::{Tensor, Write, check, par};
 pub(crate) mod cpu;
 
 /// `out (=|+=) alpha * x wᵀ (+ bias)`; resizes `out` when `write` is `Set`.
-pub fn forward(
-    out: &mut Tensor,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    alpha: f32,
-    write: Write,
-) {
+pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, alpha: f32, write: Write) {
     let op = "linear::forward";
     check::shape(op, "weight", weight, weight.rows(), x.cols());
     match write {
@@ -22,19 +15,8 @@ pub fn forward(
     if let Some(bias) = bias {
         check::shape(op, "bias", bias, 1, weight.rows());
     }
-    let size = cpu::Size {
-        tokens: x.rows(),
-        inputs: x.cols(),
-        outputs: weight.rows(),
-    };
-    cpu::forward(
-        out.as_mut_slice(),
-        x.as_slice(),
-        weight.values(),
-        size,
-        alpha,
-        write,
-    );
+    let size = cpu::Size { tokens: x.rows(), inputs: x.cols(), outputs: weight.rows() };
+    cpu::forward(out.as_mut_slice(), x.as_slice(), weight.values(), size, alpha, write);
     if let Some(bias) = bias {
         let (rows, cols, bias) = (out.rows(), out.cols(), bias.as_slice());
         let out = par::Out::new(out.as_mut_slice());
@@ -56,19 +38,8 @@ pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, alpha: f32,
         Write::Set => dx.resize(dy.rows(), weight.cols()),
         Write::Add => check::shape(op, "dx", dx, dy.rows(), weight.cols()),
     }
-    let size = cpu::Size {
-        tokens: dy.rows(),
-        inputs: weight.cols(),
-        outputs: weight.rows(),
-    };
-    cpu::backward_input(
-        dx.as_mut_slice(),
-        dy.as_slice(),
-        weight.values(),
-        size,
-        alpha,
-        write,
-    );
+    let size = cpu::Size { tokens: dy.rows(), inputs: weight.cols(), outputs: weight.rows() };
+    cpu::backward_input(dx.as_mut_slice(), dy.as_slice(), weight.values(), size, alpha, write);
 }
 
 /// `dw += alpha * dyᵀ x`
@@ -76,18 +47,8 @@ pub fn backward_weight(dweight: &mut Tensor, dy: &Tensor, x: &Tensor, alpha: f32
     let op = "linear::backward_weight";
     check::shape(op, "dweight", dweight, dy.cols(), x.cols());
     check::shape(op, "x", x, dy.rows(), x.cols());
-    let size = cpu::Size {
-        tokens: x.rows(),
-        inputs: x.cols(),
-        outputs: dy.cols(),
-    };
-    cpu::backward_weight(
-        dweight.as_mut_slice(),
-        dy.as_slice(),
-        x.as_slice(),
-        size,
-        alpha,
-    );
+    let size = cpu::Size { tokens: x.rows(), inputs: x.cols(), outputs: dy.cols() };
+    cpu::backward_weight(dweight.as_mut_slice(), dy.as_slice(), x.as_slice(), size, alpha);
 }
 
 /// `db += Σ_tokens dy`; `dbias: [1, out]`

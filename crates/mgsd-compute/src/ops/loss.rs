@@ -112,10 +112,7 @@ pub fn distill(
         teacher.head.rows()
     );
     if let Divergence::Jsd { beta } = kind {
-        assert!(
-            beta > 0.0 && beta < 1.0,
-            "{op}: beta must lie between 0 and 1, is {beta}"
-        );
+        assert!(beta > 0.0 && beta < 1.0, "{op}: beta must lie between 0 and 1, is {beta}");
     }
     let top_k = teacher.top_k.map(|k| k.clamp(1, vocab)).filter(|k| *k < vocab);
     let slope = grads.is_some();

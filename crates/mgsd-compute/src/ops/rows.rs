@@ -10,10 +10,10 @@ pub fn gather(out: &mut Tensor, x: &Tensor, index: &[u32]) {
     let x = x.values();
     let out = par::Out::new(out.as_mut_slice());
     par::row_blocks(index.len(), cols, |first, count| {
-        for row in first..first + count {
+        for (row, &source) in index.iter().enumerate().skip(first).take(count) {
             // SAFETY: each row is written by one task.
             let out = unsafe { out.slice(row * cols, cols) };
-            x.read(index[row] as usize * cols, out);
+            x.read(source as usize * cols, out);
         }
     });
 }

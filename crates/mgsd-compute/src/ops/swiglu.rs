@@ -14,13 +14,7 @@ pub fn forward(out: &mut Tensor, gate: &Tensor, up: &Tensor) {
 }
 
 /// `dup = dout * silu(gate)`, `dgate = dout * up * s (1 + gate (1 - s))` with `s = sigmoid(gate)`.
-pub fn backward(
-    dgate: &mut Tensor,
-    dup: &mut Tensor,
-    dout: &Tensor,
-    gate: &Tensor,
-    up: &Tensor,
-) {
+pub fn backward(dgate: &mut Tensor, dup: &mut Tensor, dout: &Tensor, gate: &Tensor, up: &Tensor) {
     check::same("swiglu::backward", "up", up, "gate", gate);
     check::same("swiglu::backward", "dout", dout, "gate", gate);
     dgate.resize(gate.rows(), gate.cols());
@@ -31,13 +25,7 @@ pub fn backward(
         let range = start..start + dgate.len();
         // SAFETY: pieces of different tasks do not overlap.
         let dup = unsafe { dup.slice(start, dgate.len()) };
-        cpu::backward(
-            dgate,
-            dup,
-            &dout[range.clone()],
-            &gate[range.clone()],
-            &up[range],
-        );
+        cpu::backward(dgate, dup, &dout[range.clone()], &gate[range.clone()], &up[range]);
     });
 }
 

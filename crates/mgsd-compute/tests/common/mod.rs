@@ -14,10 +14,7 @@ impl Numbers {
     }
 
     fn uniform(&mut self) -> f64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as f64 / (1u64 << 31) as f64
     }
 
@@ -43,10 +40,7 @@ pub fn bf16(rows: usize, cols: usize, data: &[f64]) -> (Tensor, Vec<f64>) {
     let bits: Vec<u16> = data.iter().map(|x| ((*x as f32).to_bits() >> 16) as u16).collect();
     let mut bytes = vec![0u8; 8];
     bytes.extend(bits.iter().flat_map(|x| x.to_ne_bytes()));
-    let exact = bits
-        .iter()
-        .map(|x| f64::from(f32::from_bits(u32::from(*x) << 16)))
-        .collect();
+    let exact = bits.iter().map(|x| f64::from(f32::from_bits(u32::from(*x) << 16))).collect();
     (Tensor::from_mapped_bf16(Arc::new(bytes), 8, rows, cols), exact)
 }
 
@@ -79,10 +73,7 @@ pub fn close(name: &str, got: &[f32], want: &[f64], tolerance: f64) {
     let scale = want.iter().fold(1.0f64, |top, x| top.max(x.abs()));
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let off = (f64::from(*got) - want).abs();
-        assert!(
-            off <= tolerance * scale,
-            "{name}[{i}]: got {got}, want {want}, off by {off:.2e} of {scale:.2e}"
-        );
+        assert!(off <= tolerance * scale, "{name}[{i}]: got {got}, want {want}, off by {off:.2e} of {scale:.2e}");
     }
 }
 

@@ -191,7 +191,7 @@ fn of_maze(maze: &maze::Board) -> PromptContext {
     for cell in (0..side * side).map(|index| Position::from_index(index, side)) {
         let open = words(|direction| maze.open_step(cell, direction).is_some());
         let listed = if open.is_empty() { "none".to_string() } else { open.join(", ") };
-        state.push(format!("{} {listed}", shown(cell)));
+        state.push(format!("{}: {listed}", shown(cell)));
         cells.push(CellContext { open: Some(open), mask: Some(maze.walls(cell)), ..cell.into() });
     }
     PromptContext {

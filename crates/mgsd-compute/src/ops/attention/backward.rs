@@ -33,14 +33,7 @@ pub(super) fn run(wanted: &Wanted, given: &Given, layout: &Layout) {
     par::tasks(layout.segments() * layout.kv_heads, |task| {
         let (segment, kv_head) = (task / layout.kv_heads, task % layout.kv_heads);
         let first = layout.bounds[segment];
-        let part = Part {
-            wanted,
-            given,
-            layout,
-            first,
-            tokens: layout.bounds[segment + 1] - first,
-            kv_head,
-        };
+        let part = Part { wanted, given, layout, first, tokens: layout.bounds[segment + 1] - first, kv_head };
         if part.tokens > 0 {
             part.run();
         }
@@ -90,15 +83,7 @@ impl Part<'_> {
                 part
             });
             let [keys_t, values_t, keys, queries, douts, weights, dscores] = parts;
-            let mut scratch = Scratch {
-                keys_t,
-                values_t,
-                keys,
-                queries,
-                douts,
-                weights,
-                dscores,
-            };
+            let mut scratch = Scratch { keys_t, values_t, keys, queries, douts, weights, dscores };
             for start in (0..self.tokens).step_by(KEYS) {
                 self.key_tile(&mut scratch, start..(start + KEYS).min(self.tokens));
             }
@@ -164,26 +149,15 @@ impl Part<'_> {
             if keys.is_empty() {
                 return;
             }
-            let size = Size {
-                rows: keys.len(),
-                cols: dim,
-                depth: block.len() - skip,
-            };
+            let size = Size { rows: keys.len(), cols: dim, depth: block.len() - skip };
             let pairs = [
                 (&self.wanted.dv, &*scratch.weights, &*scratch.douts),
                 (&self.wanted.dk, &*scratch.dscores, &*scratch.queries),
             ];
             for (to, matrix, panels) in pairs {
                 let left = Left::strided(matrix[skip * ld + keys.start..].as_ptr(), 1, ld);
-                let right = Panels {
-                    at: panels[skip * width..].as_ptr(),
-                    stride: block.len() * width,
-                };
-                let into = Into {
-                    at: to.pointer(at + keys.start * kv_stride),
-                    row_stride: kv_stride,
-                    add: true,
-                };
+                let right = Panels { at: panels[skip * width..].as_ptr(), stride: block.len() * width };
+                let into = Into { at: to.pointer(at + keys.start * kv_stride), row_stride: kv_stride, add: true };
                 // SAFETY: the matrix was written for these queries and keys, the panels for the block; the rows of this
                 // key-value head belong to this task.
                 unsafe { product(size, left, right, into, 1.0) };
@@ -196,18 +170,22 @@ impl Part<'_> {
     }
 
     /// Weights, score gradients and `dq` of a few queries; `row` is their place in the block.
-    fn strip(&self, scratch: &mut Scratch, tile: Range<usize>, row: usize, queries: Range<usize>, head: usize, ld: usize) {
+    fn strip(
+        &self,
+        scratch: &mut Scratch,
+        tile: Range<usize>,
+        row: usize,
+        queries: Range<usize>,
+        head: usize,
+        ld: usize,
+    ) {
         let layout = self.layout;
         let dim = layout.head_dim;
         let width = panel_width();
         let stride = layout.heads * dim;
         let at = (self.first + queries.start) * stride + head * dim;
         let seen = layout.visible(queries.end, self.tokens).min(tile.end) - tile.start;
-        let size = Size {
-            rows: queries.len(),
-            cols: seen.next_multiple_of(width),
-            depth: dim,
-        };
+        let size = Size { rows: queries.len(), cols: seen.next_multiple_of(width), depth: dim };
         let (weights, dscores) = (&mut scratch.weights[row * ld..], &mut scratch.dscores[row * ld..]);
         let pairs = [
             (self.given.q, &*scratch.keys_t, &mut *weights, layout.scale),
@@ -215,15 +193,8 @@ impl Part<'_> {
         ];
         for (left, panels, to, alpha) in pairs {
             let left = Left::strided(left[at..].as_ptr(), stride, 1);
-            let panels = Panels {
-                at: panels.as_ptr(),
-                stride: dim * width,
-            };
-            let into = Into {
-                at: to.as_mut_ptr(),
-                row_stride: ld,
-                add: false,
-            };
+            let panels = Panels { at: panels.as_ptr(), stride: dim * width };
+            let into = Into { at: to.as_mut_ptr(), row_stride: ld, add: false };
             assert!((size.rows - 1) * ld + size.cols <= to.len());
             // SAFETY: the queries lie in `q` and `dout`; the panels were packed for the tile, of which `seen` is a part rounded up to
             // whole panels; there is room (asserted).
@@ -241,20 +212,9 @@ impl Part<'_> {
             row_gradient(p, ds, valid, lse, delta, layout.scale);
         }
         let left = Left::strided(dscores.as_ptr(), ld, 1);
-        let keys = Panels {
-            at: scratch.keys.as_ptr(),
-            stride: tile.len() * width,
-        };
-        let into = Into {
-            at: self.wanted.dq.pointer(at),
-            row_stride: stride,
-            add: tile.start > 0,
-        };
-        let size = Size {
-            rows: queries.len(),
-            cols: dim,
-            depth: seen,
-        };
+        let keys = Panels { at: scratch.keys.as_ptr(), stride: tile.len() * width };
+        let into = Into { at: self.wanted.dq.pointer(at), row_stride: stride, add: tile.start > 0 };
+        let size = Size { rows: queries.len(), cols: dim, depth: seen };
         // SAFETY: the score gradients were just written; the panels hold `tile.len() >= seen` rows; these rows and this head
         // of `dq` belong to this task.
         unsafe { product(size, left, keys, into, 1.0) };

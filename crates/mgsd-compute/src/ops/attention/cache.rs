@@ -27,10 +27,7 @@ impl KvCache {
         Self {
             // Never-written keys must be finite: their scores are computed with their panel's, and dropped.
             keys: Tensor::zeros(slots * kv_heads, padded * head_dim),
-            values: Tensor::zeros(
-                slots * kv_heads,
-                padded * head_dim.next_multiple_of(width),
-            ),
+            values: Tensor::zeros(slots * kv_heads, padded * head_dim.next_multiple_of(width)),
             slots,
             capacity: padded,
             kv_heads,
@@ -86,15 +83,7 @@ impl KvCache {
 
 /// One new token per row against its slot's cache: row `i` attends to positions `0..lengths[i]` of `slots[i]` (its own
 /// key already stored). `q, out: [rows, heads * head_dim]`.
-pub fn decode(
-    out: &mut Tensor,
-    q: &Tensor,
-    cache: &KvCache,
-    slots: &[u32],
-    lengths: &[u32],
-    heads: usize,
-    scale: f32,
-) {
+pub fn decode(out: &mut Tensor, q: &Tensor, cache: &KvCache, slots: &[u32], lengths: &[u32], heads: usize, scale: f32) {
     let op = "attention::decode";
     let rows = q.rows();
     check::shape(op, "q", q, rows, heads * cache.head_dim);
@@ -152,20 +141,9 @@ fn one(
     let ld = length.next_multiple_of(width);
     par::with_scratch(group * ld, |scores| {
         let left = Left::strided(q[at..at + group * dim].as_ptr(), dim, 1);
-        let right = Panels {
-            at: keys.as_ptr(),
-            stride: dim * width,
-        };
-        let into = Into {
-            at: scores.as_mut_ptr(),
-            row_stride: ld,
-            add: false,
-        };
-        let size = Size {
-            rows: group,
-            cols: ld,
-            depth: dim,
-        };
+        let right = Panels { at: keys.as_ptr(), stride: dim * width };
+        let into = Into { at: scores.as_mut_ptr(), row_stride: ld, add: false };
+        let size = Size { rows: group, cols: ld, depth: dim };
         // SAFETY: `group` heads of `dim` numbers lie at `at`; `ld <= capacity`, a whole number of panels; `scores` fits.
         unsafe { product(size, left, right, into, scale) };
         for scores in scores.chunks_exact_mut(ld) {
@@ -175,20 +153,9 @@ fn one(
             scores[..length].iter_mut().for_each(|x| *x *= factor);
         }
         let left = Left::strided(scores.as_ptr(), ld, 1);
-        let right = Panels {
-            at: values.as_ptr(),
-            stride: cache.capacity * width,
-        };
-        let into = Into {
-            at: out.pointer(at),
-            row_stride: dim,
-            add: false,
-        };
-        let size = Size {
-            rows: group,
-            cols: dim,
-            depth: length,
-        };
+        let right = Panels { at: values.as_ptr(), stride: cache.capacity * width };
+        let into = Into { at: out.pointer(at), row_stride: dim, add: false };
+        let size = Size { rows: group, cols: dim, depth: length };
         // SAFETY: the scores were just written; `length <= capacity`; these heads of this row belong to this call.
         unsafe { product(size, left, right, into, 1.0) };
     });

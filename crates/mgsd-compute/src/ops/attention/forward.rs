@@ -24,12 +24,7 @@ pub(super) fn run(out: Out, lse: Out, q: &[f32], k: &[f32], v: &[f32], layout: &
         let first = layout.bounds[segment];
         let tokens = layout.bounds[segment + 1] - first;
         if block * QUERIES < tokens {
-            let part = Part {
-                first,
-                tokens,
-                kv_head,
-                queries: block * QUERIES..((block + 1) * QUERIES).min(tokens),
-            };
+            let part = Part { first, tokens, kv_head, queries: block * QUERIES..((block + 1) * QUERIES).min(tokens) };
             part.run(out, lse, q, k, v, layout);
         }
     });
@@ -97,10 +92,7 @@ impl Part {
         let dim = layout.head_dim;
         let width = panel_width();
         let stride = layout.heads * dim;
-        let (first_tile, last_tile) = (
-            tile.start == 0,
-            tile.end == layout.visible(self.queries.end, self.tokens),
-        );
+        let (first_tile, last_tile) = (tile.start == 0, tile.end == layout.visible(self.queries.end, self.tokens));
         for strip in self.queries.clone().step_by(tile_rows()) {
             let rows = tile_rows().min(self.queries.end - strip);
             let seen = layout.visible(strip + rows, self.tokens).min(tile.end);
@@ -109,21 +101,10 @@ impl Part {
             let at = (self.first + strip) * stride + head * dim;
             if depth > 0 {
                 let queries = Left::strided(q[at..].as_ptr(), stride, 1);
-                let into = Into {
-                    at: scores.as_mut_ptr(),
-                    row_stride: ld,
-                    add: false,
-                };
+                let into = Into { at: scores.as_mut_ptr(), row_stride: ld, add: false };
                 assert!(rows * ld <= scores.len());
-                let size = Size {
-                    rows,
-                    cols: ld,
-                    depth: dim,
-                };
-                let keys = Panels {
-                    at: packed_k.as_ptr(),
-                    stride: dim * width,
-                };
+                let size = Size { rows, cols: ld, depth: dim };
+                let keys = Panels { at: packed_k.as_ptr(), stride: dim * width };
                 // SAFETY: `rows` queries from `strip` on lie in `q`; the panels were packed for `tile`, of which `ld` is
                 // a part rounded up to whole panels; `scores` has room (asserted).
                 unsafe { product(size, queries, keys, into, layout.scale) };
@@ -149,20 +130,9 @@ impl Part {
             }
             if depth > 0 {
                 let weights = Left::strided(scores.as_ptr(), ld, 1);
-                let values = Panels {
-                    at: packed_v.as_ptr(),
-                    stride: tile.len() * width,
-                };
-                let into = Into {
-                    at: out.pointer(at),
-                    row_stride: stride,
-                    add: !first_tile,
-                };
-                let size = Size {
-                    rows,
-                    cols: dim,
-                    depth,
-                };
+                let values = Panels { at: packed_v.as_ptr(), stride: tile.len() * width };
+                let into = Into { at: out.pointer(at), row_stride: stride, add: !first_tile };
+                let size = Size { rows, cols: dim, depth };
                 // SAFETY: the weights were just written; the panels hold `tile.len() >= depth` rows; these rows and this
                 // head of `out` belong to this task.
                 unsafe { product(size, weights, values, into, 1.0) };

@@ -5,7 +5,9 @@
 
 use crate::Write;
 use crate::par::{self, Out};
-use crate::product::{Into, Left, Panels, Size as Product, pack_columns, pack_rows, pack_tiles, packed_len, product, tiles_len};
+use crate::product::{
+    Into, Left, Panels, Size as Product, pack_columns, pack_rows, pack_tiles, packed_len, product, tiles_len,
+};
 use crate::simd::{panel_width, tile_rows};
 use crate::tensor::Values;
 
@@ -38,14 +40,7 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], w: Values, size: Size, alpha: f3
         few::forward(y, x, w, size, alpha, write);
         return;
     }
-    let problem = Problem {
-        rows: tokens,
-        cols: outputs,
-        depth: inputs,
-        left: x,
-        alpha,
-        add: write == Write::Add,
-    };
+    let problem = Problem { rows: tokens, cols: outputs, depth: inputs, left: x, alpha, add: write == Write::Add };
     problem.run(y, |to, k, depth, col, cols| {
         pack_columns(to, w.from(col * inputs + k), inputs, depth, cols);
     });
@@ -53,14 +48,7 @@ pub(crate) fn forward(y: &mut [f32], x: &[f32], w: Values, size: Size, alpha: f3
 
 pub(crate) fn backward_input(dx: &mut [f32], dy: &[f32], w: Values, size: Size, alpha: f32, write: Write) {
     let Size { tokens, inputs, outputs } = size;
-    let problem = Problem {
-        rows: tokens,
-        cols: inputs,
-        depth: outputs,
-        left: dy,
-        alpha,
-        add: write == Write::Add,
-    };
+    let problem = Problem { rows: tokens, cols: inputs, depth: outputs, left: dy, alpha, add: write == Write::Add };
     problem.run(dx, |to, k, depth, col, cols| {
         pack_rows(to, w.from(k * inputs + col), inputs, depth, cols);
     });
@@ -120,21 +108,10 @@ fn weight_part(dw: &mut [f32], dy: &[f32], x: &[f32], size: Size, alpha: f32, ti
         let (row, col) = (task / across * ROWS, task % across * PIECE);
         for k in (0..tokens).step_by(DEPTH) {
             let depth = DEPTH.min(tokens - k);
-            let size = Product {
-                rows: ROWS.min(outputs - row),
-                cols: PIECE.min(inputs - col),
-                depth,
-            };
+            let size = Product { rows: ROWS.min(outputs - row), cols: PIECE.min(inputs - col), depth };
             let left = Left::tiles(tiles[k * high + row * depth..].as_ptr(), depth);
-            let right = Panels {
-                at: panels[k * wide + col * depth..].as_ptr(),
-                stride: depth * panel_width(),
-            };
-            let into = Into {
-                at: dw.pointer(row * inputs + col),
-                row_stride: inputs,
-                add: true,
-            };
+            let right = Panels { at: panels[k * wide + col * depth..].as_ptr(), stride: depth * panel_width() };
+            let into = Into { at: dw.pointer(row * inputs + col), row_stride: inputs, add: true };
             // SAFETY: both sides were packed above; this block of `dw` belongs to this task.
             unsafe { product(size, left, right, into, alpha) };
         }
@@ -182,7 +159,13 @@ impl Problem<'_> {
     }
 
     /// Packs columns `col..col + cols`, a pass of depth after the other.
-    fn pack(&self, packed: &mut [f32], col: usize, cols: usize, pack: &(impl Fn(&mut [f32], usize, usize, usize, usize) + Sync)) {
+    fn pack(
+        &self,
+        packed: &mut [f32],
+        col: usize,
+        cols: usize,
+        pack: &(impl Fn(&mut [f32], usize, usize, usize, usize) + Sync),
+    ) {
         let width = panel_width();
         // About this many numbers are worth a task.
         let panels = (32 * 1024 / (DEPTH * width)).max(1);
@@ -205,17 +188,11 @@ impl Problem<'_> {
         let padded = cols.next_multiple_of(width);
         for col in (0..cols).step_by(COLS) {
             for k in (0..self.depth).step_by(DEPTH) {
-                let size = Product {
-                    rows: rows.len(),
-                    cols: COLS.min(cols - col),
-                    depth: DEPTH.min(self.depth - k),
-                };
+                let size = Product { rows: rows.len(), cols: COLS.min(cols - col), depth: DEPTH.min(self.depth - k) };
                 let left = self.left[rows.start * self.depth + k..].as_ptr();
                 let left = Left::strided(left, self.depth, 1);
-                let panels = Panels {
-                    at: packed[k * padded + col * size.depth..].as_ptr(),
-                    stride: size.depth * width,
-                };
+                let panels =
+                    Panels { at: packed[k * padded + col * size.depth..].as_ptr(), stride: size.depth * width };
                 let into = Into {
                     at: c.pointer(rows.start * self.cols + first + col),
                     row_stride: self.cols,

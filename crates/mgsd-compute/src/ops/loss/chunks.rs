@@ -65,8 +65,7 @@ pub(super) fn for_each_row(
             par::row_blocks(count, 4 * vocab, |start, count| {
                 for row in start..start + count {
                     // SAFETY: each row belongs to one task.
-                    let (logits, place) =
-                        unsafe { (all.slice(row * vocab, vocab), out.slice(row * fields, fields)) };
+                    let (logits, place) = unsafe { (all.slice(row * vocab, vocab), out.slice(row * fields, fields)) };
                     let theirs = theirs.get(row * vocab..(row + 1) * vocab).unwrap_or(&[]);
                     let mut result = Row::default();
                     work(first + row, logits, theirs, &mut result);
@@ -93,11 +92,7 @@ impl Row {
 }
 
 fn size(hidden: &Tensor, head: &Tensor, tokens: usize) -> Size {
-    Size {
-        tokens,
-        inputs: hidden.cols(),
-        outputs: head.rows(),
-    }
+    Size { tokens, inputs: hidden.cols(), outputs: head.rows() }
 }
 
 fn part(hidden: &Tensor, first: usize, count: usize) -> &[f32] {

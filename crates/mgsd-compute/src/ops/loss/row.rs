@@ -114,11 +114,7 @@ pub(super) fn divergence_top(
         let loss = divergence(kind, ours, theirs, our_lse, their_lse, weight);
         let mut gradients = ours.iter();
         for s in student.iter_mut() {
-            *s = if s.is_nan() {
-                gradients.next().copied().unwrap_or(0.0)
-            } else {
-                0.0
-            };
+            *s = if s.is_nan() { gradients.next().copied().unwrap_or(0.0) } else { 0.0 };
         }
         loss
     })

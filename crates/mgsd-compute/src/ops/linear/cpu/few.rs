@@ -6,6 +6,8 @@ use crate::par::{self, Out};
 use crate::simd::{Simd, kernel};
 use crate::tensor::Values;
 
+/// Numbers in a cache line.
+const LINE: usize = 16;
 /// Outputs at a time.
 const STRIP: usize = 6;
 /// Weights of one task.
@@ -54,11 +56,15 @@ kernel! {
         let mut out = 0;
         // `y` is at column `first`; rows of `x`, `w` and columns of `y` stay below their counts.
         macro_rules! tiles {
-            ($token:ident, $($t:literal x $o:literal),*) => {
-                $(while $token + $t <= tokens {
+            ($token:ident, $each:ident of $next:ident, $($t:literal x $o:literal),*) => {
+                $(while tokens - $token >= $t {
                     let (x, y) = (x.as_ptr().add($token * inputs), y.add($token * outputs + out));
                     let mut part = 0;
                     while part < STRIP {
+                        for _ in 0..$each {
+                            S::prefetch($next);
+                            $next = $next.wrapping_add(LINE);
+                        }
                         let w = w.as_ptr().add((out + part) * inputs);
                         tile::<S, $t, $o>(inputs, x, w, y.add(part), outputs, alpha, add);
                         part += $o;
@@ -67,9 +73,14 @@ kernel! {
                 })*
             };
         }
+        let strip_lines = (STRIP * inputs).div_ceil(LINE);
+        let each = strip_lines.div_ceil(tokens.div_ceil(4) * 2);
         while out + STRIP <= count {
             let mut token = 0;
-            tiles!(token, 4 x 3, 2 x 6, 1 x 6);
+            // The next strip is fetched piece by piece while this one is at work: its rows are too short for the CPU to
+            // guess them.
+            let mut next = w.as_ptr().wrapping_add((out + STRIP) * inputs);
+            tiles!(token, each of next, 4 x 3, 2 x 6, 1 x 6);
             out += STRIP;
         }
         while out < count {
