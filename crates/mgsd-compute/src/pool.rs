@@ -196,3 +196,38 @@ impl Pool {
         state
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_also_from_within_a_task_and_from_many_threads() {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for count in 0..200 {
+                        let runs: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                        run(count, &|i| {
+                            run(3, &|_| {
+                                runs[i].fetch_add(1, Ordering::Relaxed);
+                            });
+                        });
+                        assert!(runs.iter().all(|n| n.load(Ordering::Relaxed) == 3));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller_and_the_pool_works_on() {
+        let outcome = catch_unwind(|| run(64, &|i| assert!(i != 40, "task 40")));
+        assert!(outcome.is_err());
+        let sum = AtomicUsize::new(0);
+        run(64, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 63 * 32);
+    }
+}

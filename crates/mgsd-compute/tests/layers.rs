@@ -23,6 +23,8 @@ fn linear_products_match_f64_for_any_size_dtype_and_write() {
     let sizes = [
         (1, 1, 1),
         (1, 256, 768),
+        (2, 24, 13),
+        (7, 45, 20),
         (3, 8, 5),
         (16, 100, 33),
         (17, 160, 70),

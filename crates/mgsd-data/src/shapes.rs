@@ -120,8 +120,12 @@ fn walls(random: &mut Draw, canvas: &mut Canvas) -> Sample {
     canvas.shape(shape.1, row, col, paint.1);
     let mut answer = format!("1. {side}x{side}\n2. ({row},{col}) {} {}\n4.", paint.0, shape.0);
     for (cell, sides) in open.iter().enumerate() {
-        let words: Vec<&str> =
-            ["up", "right", "down", "left"].iter().zip(sides).filter(|(_, open)| **open).map(|(word, _)| *word).collect();
+        let words: Vec<&str> = ["up", "right", "down", "left"]
+            .iter()
+            .zip(sides)
+            .filter(|(_, open)| **open)
+            .map(|(word, _)| *word)
+            .collect();
         let words = if words.is_empty() { "none".to_string() } else { words.join(", ") };
         answer.push_str(&format!("\n({},{}): {words}", cell / side, cell % side));
     }

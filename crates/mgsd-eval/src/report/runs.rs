@@ -47,9 +47,10 @@ pub fn read_runs(folders: &[PathBuf]) -> Result<ReportData> {
         let path = folders.first().cloned().unwrap_or_default();
         return Err(Error::Json {
             path,
-            message: "holds no evaluation rows (*_image.jsonl, *_text.jsonl, *_perception.jsonl) and no metrics.jsonl: \
+            message:
+                "holds no evaluation rows (*_image.jsonl, *_text.jsonl, *_perception.jsonl) and no metrics.jsonl: \
                       name a folder that `mgsd demo`, `mgsd eval` or `mgsd train` wrote"
-                .into(),
+                    .into(),
         });
     }
     Ok(data)
@@ -83,12 +84,7 @@ fn read_boards(root: &Path) -> BTreeMap<String, Board> {
     boards
 }
 
-fn add_evaluations(
-    data: &mut ReportData,
-    folder: &Path,
-    prefix: &str,
-    boards: &BTreeMap<String, Board>,
-) -> Result<()> {
+fn add_evaluations(data: &mut ReportData, folder: &Path, prefix: &str, boards: &BTreeMap<String, Board>) -> Result<()> {
     let mut labels: Vec<String> = Vec::new();
     for path in entries(folder) {
         let file = name(&path);
@@ -108,8 +104,7 @@ fn add_evaluations(
         };
         let (image, text) = (plans("image")?, plans("text")?);
         let path = folder.join(format!("{label}_perception.jsonl"));
-        let perception: Vec<PerceptionRow> =
-            if path.exists() { rows::latest(rows::read(&path)?) } else { Vec::new() };
+        let perception: Vec<PerceptionRow> = if path.exists() { rows::latest(rows::read(&path)?) } else { Vec::new() };
         let known = STAGES.iter().find(|stage| stage[0] == label);
         let [_, title, note] = known.copied().unwrap_or(["", &label, ""]);
         let key = format!("{prefix}{label}");
@@ -204,8 +199,7 @@ fn add_demo(data: &mut ReportData, folder: &Path) -> Result<()> {
         return Ok(());
     }
     let text = std::fs::read_to_string(&path).map_err(Error::io("reading", &path))?;
-    let demo: Demo =
-        serde_json::from_str(&text).map_err(|error| Error::Json { path, message: error.to_string() })?;
+    let demo: Demo = serde_json::from_str(&text).map_err(|error| Error::Json { path, message: error.to_string() })?;
     let percent = |share: f64| format!("{:.0} %", 100.0 * share);
     let exact = |stage: &crate::demo::StageScores| stage.perception_exact_match.get(MACRO).copied().unwrap_or(0.0);
     data.lead = "A small model with the architecture of Qwen3-VL plans well from a board's text and hardly from its \
@@ -226,7 +220,11 @@ fn add_demo(data: &mut ReportData, folder: &Path) -> Result<()> {
         Headline {
             label: "boards read without a mistake".into(),
             value: percent(exact(&demo.sft)),
-            note: format!("after stage 1; {} before, {} at the end", percent(exact(&demo.base)), percent(exact(&demo.mgsd))),
+            note: format!(
+                "after stage 1; {} before, {} at the end",
+                percent(exact(&demo.base)),
+                percent(exact(&demo.mgsd))
+            ),
         },
     ];
     let fact = |label: &str, value: String| Fact { label: label.into(), value };

@@ -36,7 +36,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             let _ = std::fs::remove_dir_all(&folder);
             figures.into_iter().map(|figure| (figure.name, figure.value, figure.unit)).collect()
         }
-        Name::Compute => mgsd_compute::bench::all().into_iter().map(|figure| (figure.name, figure.value, figure.unit)).collect(),
+        Name::Compute => {
+            mgsd_compute::bench::all().into_iter().map(|figure| (figure.name, figure.value, figure.unit)).collect()
+        }
         Name::Cpu => {
             let (mean, best) = mgsd_model::bench::train(4 * args.repeats)?;
             vec![
@@ -49,7 +51,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     for (name, value, unit) in &figures {
         console.say(format_args!("{name} {value:.1} {unit}"));
     }
-    let rows: Vec<_> =
-        figures.iter().map(|(name, value, unit)| serde_json::json!({"name": name, "value": value, "unit": unit})).collect();
+    let rows: Vec<_> = figures
+        .iter()
+        .map(|(name, value, unit)| serde_json::json!({"name": name, "value": value, "unit": unit}))
+        .collect();
     console.result(&rows)
 }

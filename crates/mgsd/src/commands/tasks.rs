@@ -5,7 +5,9 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use mgsd_tasks::plan::{parse_benchmark, parse_training};
 use mgsd_tasks::score::{BenchmarkCase, TrainingCase, benchmark, training};
-use mgsd_tasks::{Action, Difficulty, FrozenLakeOptions, GenerateOptions, Instance, Plan, RenderOptions, Task, TileSet, files};
+use mgsd_tasks::{
+    Action, Difficulty, FrozenLakeOptions, GenerateOptions, Instance, Plan, RenderOptions, Task, TileSet, files,
+};
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -179,7 +181,8 @@ fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
     let bar = console.bar((args.count * args.levels.len()) as u64, "generate");
     let mut written = 0;
     for &level in &args.levels {
-        let mut instances = mgsd_tasks::generate(args.task, level, &options, args.start_index..args.start_index + args.count)?;
+        let mut instances =
+            mgsd_tasks::generate(args.task, level, &options, args.start_index..args.start_index + args.count)?;
         if let Some((index, count)) = args.shard {
             instances.retain(|instance| instance.index % count == index);
         }
