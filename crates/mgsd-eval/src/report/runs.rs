@@ -89,10 +89,9 @@ fn add_evaluations(data: &mut ReportData, folder: &Path, prefix: &str, boards: &
     for path in entries(folder) {
         let file = name(&path);
         for suffix in ["_image.jsonl", "_text.jsonl", "_perception.jsonl"] {
-            if let Some(label) = file.strip_suffix(suffix) {
-                if !labels.iter().any(|known| known == label) {
-                    labels.push(label.to_string());
-                }
+            match file.strip_suffix(suffix) {
+                Some(label) if !labels.iter().any(|known| known == label) => labels.push(label.to_string()),
+                _ => {}
             }
         }
     }

@@ -301,7 +301,7 @@ fn score(args: &Score, console: &Console) -> anyhow::Result<()> {
             Rules::Training => {
                 let score = training::score(&TrainingCase::from_instance(instance), response);
                 successes += score.success;
-                (parse_training(instance.task(), response.unwrap_or_default()).actions, serde_json::to_value(&score)?)
+                (parse_training(instance.task(), response.unwrap_or_default()).actions, serde_json::to_value(score)?)
             }
             Rules::Benchmark => {
                 let score = benchmark::score(&BenchmarkCase::from_instance(instance), response);

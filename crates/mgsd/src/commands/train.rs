@@ -60,7 +60,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             bar.set_length(progress.steps);
             bar.set_position(progress.step);
             bar.set_message(summary_line(progress));
-            if bar.is_hidden() && (progress.step % 50 == 0 || progress.step == progress.steps) {
+            if bar.is_hidden() && (progress.step.is_multiple_of(50) || progress.step == progress.steps) {
                 console.note(format_args!("step {}/{} {}", progress.step, progress.steps, summary_line(progress)));
             }
         } else {

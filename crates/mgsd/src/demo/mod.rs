@@ -198,7 +198,7 @@ fn train(
     console.note(format_args!("training: {name}"));
     let every = if settings.scale == Scale::Quick { 1 } else { 25 };
     let show = |progress: &Progress| {
-        if progress.phase == Phase::Train && progress.step % every == 0 {
+        if progress.phase == Phase::Train && progress.step.is_multiple_of(every) {
             let loss = progress.scalars.get("loss").unwrap_or(f64::NAN);
             console.note(format_args!(
                 "  {name} step {}/{} loss {loss:.4} ({:.0} s)",
