@@ -143,7 +143,7 @@ fn compact_maze_and_room_texts_are_what_the_tiny_models_learned() {
     let context = PromptContext::new(&maze.into());
     assert_eq!(
         prompts.text(&context).unwrap(),
-        "maze\nsize 2x2\nstart (0,0)\ngoal (0,1)\n(0,0) down\n(0,1) down\n(1,0) up, right\n(1,1) up, left\nplan"
+        "maze\nsize 2x2\nstart (0,0)\ngoal (0,1)\n(0,0): down\n(0,1): down\n(1,0): up, right\n(1,1): up, left\nplan"
     );
     assert_eq!(
         prompts.plan_answer(&context).unwrap(),

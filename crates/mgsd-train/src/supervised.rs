@@ -25,7 +25,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
     let steps = step_count(recipe, &source);
     let (session, from) = session::open(recipe, control, steps)?;
     let student = student::load(recipe)?;
-    let mut stage = Supervised::new(recipe, source, &student.model);
+    let mut stage = Supervised::new(recipe, source, &student.model, recipe.batch.samples_per_step, 1.0);
     session.run(student, &mut stage, from)
 }
 
@@ -65,8 +65,12 @@ fn pack(samples: &[Sample], limit: usize, config: &Config, pool: &Pool<MicroBatc
     })
 }
 
-struct Supervised<'a> {
+/// Cross-entropy on the samples of `data.mix`: a whole loop, or the replay beside another loss.
+pub(crate) struct Supervised<'a> {
     recipe: &'a Recipe,
+    samples_per_step: usize,
+    /// Factor on the loss.
+    scale: f32,
     source: Arc<Source>,
     config: Config,
     pool: Arc<Pool<MicroBatch>>,
@@ -76,10 +80,17 @@ struct Supervised<'a> {
 }
 
 impl<'a> Supervised<'a> {
-    fn new(recipe: &'a Recipe, source: Arc<Source>, model: &Qwen3Vl) -> Self {
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        source: Arc<Source>,
+        model: &Qwen3Vl,
+        samples_per_step: usize,
+        scale: f32,
+    ) -> Self {
         let passes = Passes::new(&model.config);
         let config = model.config.clone();
-        Self { recipe, source, config, pool: Arc::default(), prefetch: None, held_out: None, passes }
+        let pool = Arc::default();
+        Self { recipe, samples_per_step, scale, source, config, pool, prefetch: None, held_out: None, passes }
     }
 
     fn held_out(&mut self) -> Result<&StepData> {
@@ -112,13 +123,13 @@ fn pass(passes: &mut Passes, model: &mut Qwen3Vl, micro: &MicroBatch, weight: f3
 impl Stage for Supervised<'_> {
     fn start(&mut self, step: u64, steps: u64) -> Result<()> {
         let (source, pool, config) = (Arc::clone(&self.source), Arc::clone(&self.pool), self.config.clone());
-        let batch = self.recipe.batch;
+        let limit = self.recipe.batch.max_tokens_per_micro_batch;
+        let count = self.samples_per_step as u64;
         self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
-            let first = step * batch.samples_per_step as u64;
-            let samples: Vec<Sample> = (first..first + batch.samples_per_step as u64)
+            let samples: Vec<Sample> = (step * count..(step + 1) * count)
                 .map(|index| source.sample(Part::Train, index))
                 .collect::<Result<_>>()?;
-            pack(&samples, batch.max_tokens_per_micro_batch, &config, &pool)
+            pack(&samples, limit, &config, &pool)
         }));
         Ok(())
     }
@@ -126,7 +137,7 @@ impl Stage for Supervised<'_> {
     fn gradients(&mut self, model: &mut Qwen3Vl, _step: u64) -> Result<Gradients> {
         let next = self.prefetch.as_mut().and_then(Prefetch::next);
         let data = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
-        let weight = 1.0 / data.labelled as f32;
+        let weight = self.scale / data.labelled as f32;
         let (mut sum, mut correct) = (0.0, 0);
         for micro in &data.micro_batches {
             sum += pass(&mut self.passes, model, micro, weight, Keep::ForBackward);

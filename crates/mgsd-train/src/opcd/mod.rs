@@ -13,7 +13,8 @@ use crate::prefetch::{Prefetch, worker_count};
 use crate::random::derive;
 use crate::recipe::{Loss, Recipe};
 use crate::session::{self, Gradients, Stage};
-use crate::source::Part;
+use crate::source::{Part, Source};
+use crate::supervised::Supervised;
 use crate::{Control, Summary, student};
 use mgsd_compute::Tensor;
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads};
@@ -44,8 +45,15 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
     let (session, from) = session::open(recipe, control, steps)?;
     let student = student::load(recipe)?;
     let model = &student.model;
+    let (count, weight) = (recipe.opcd.replay_samples, recipe.opcd.replay_weight);
+    let replay = if count > 0 {
+        Some(Supervised::new(recipe, Arc::new(Source::open(recipe)?), model, count, weight))
+    } else {
+        None
+    };
     let mut stage = Distillation {
         recipe,
+        replay,
         teacher: Teacher::load(recipe)?,
         roller: Roller::new(recipe, model, rows.processor())?,
         passes: Passes::new(&model.config),
@@ -62,6 +70,8 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
 
 struct Distillation<'a> {
     recipe: &'a Recipe,
+    /// Supervised samples trained on in the same steps, so that stage 1 is not forgotten.
+    replay: Option<Supervised<'a>>,
     rows: Arc<Rows>,
     teacher: Teacher,
     roller: Roller,
@@ -169,7 +179,7 @@ impl Stage for Distillation<'_> {
         self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
             (step * count..(step + 1) * count).map(|index| rows.row(Part::Train, index)).collect()
         }));
-        Ok(())
+        self.replay.as_mut().map_or(Ok(()), |replay| replay.start(step, steps))
     }
 
     fn gradients(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<Gradients> {
@@ -203,8 +213,18 @@ impl Stage for Distillation<'_> {
         scalars.put("rollout_seconds", rollout_seconds);
         scalars.put("teacher_seconds", sums.teacher_seconds);
         scalars.put("update_seconds", sums.update_seconds);
-        let samples = boards.into_iter().map(|board| board.name).collect();
-        Ok(Gradients { loss: sums.loss, tokens: through, samples, scalars })
+        let mut samples: Vec<String> = boards.into_iter().map(|board| board.name).collect();
+        let mut loss = sums.loss;
+        if let Some(replay) = &mut self.replay {
+            let began = Instant::now();
+            let extra = replay.gradients(model, step)?;
+            scalars.put("replay_loss", extra.loss);
+            scalars.put("replay_seconds", began.elapsed().as_secs_f64());
+            loss += extra.loss;
+            through += extra.tokens;
+            samples.extend(extra.samples);
+        }
+        Ok(Gradients { loss, tokens: through, samples, scalars })
     }
 
     fn updated(&mut self, model: &Qwen3Vl) {

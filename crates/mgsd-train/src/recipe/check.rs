@@ -134,12 +134,23 @@ impl Recipe {
                 "data.train",
                 "expected a rows file or task folder in data.train, or boards to generate in data.tasks",
             )?;
-            return to.missing(
+            to.missing(
                 self.epochs.is_none() || self.data.train.is_some(),
                 "epochs",
                 "generated boards have no end: give `steps` instead",
-            );
+            )?;
+            return if self.opcd.replay_samples > 0 { self.check_mix(to).map(|_| ()) } else { Ok(()) };
         }
+        let has_file = self.check_mix(to)?;
+        to.missing(
+            self.epochs.is_none() || has_file,
+            "epochs",
+            "generated samples have no end: give `steps` instead, or add a sharegpt file",
+        )
+    }
+
+    /// The supervised samples; whether a file is among them.
+    fn check_mix(&self, to: &Checker) -> Result<bool> {
         to.missing(!self.data.mix.is_empty(), "data.mix", "expected at least one [[data.mix]] entry")?;
         let mut has_file = false;
         for (i, entry) in self.data.mix.iter().enumerate() {
@@ -171,11 +182,7 @@ impl Recipe {
                 )?;
             }
         }
-        to.missing(
-            self.epochs.is_none() || has_file,
-            "epochs",
-            "generated samples have no end: give `steps` instead, or add a sharegpt file",
-        )
+        Ok(has_file)
     }
 
     fn check_opcd(&self, to: &Checker) -> Result<()> {
@@ -188,6 +195,7 @@ impl Recipe {
         to.rule(o.temperature > 0.0, "opcd.temperature", o.temperature, "a number above 0")?;
         to.rule(o.top_p > 0.0 && o.top_p <= 1.0, "opcd.top_p", o.top_p, "a number above 0, at most 1")?;
         to.rule(o.max_new_tokens > 0, "opcd.max_new_tokens", o.max_new_tokens, "at least 1")?;
+        to.rule(o.replay_weight > 0.0, "opcd.replay_weight", o.replay_weight, "a number above 0")?;
         to.rule(o.rollout_batch > 0, "opcd.rollout_batch", o.rollout_batch, "at least 1")?;
         to.rule((0.0..1.0).contains(&o.ema_decay), "opcd.ema_decay", o.ema_decay, "a number from 0 to below 1")?;
         to.missing(

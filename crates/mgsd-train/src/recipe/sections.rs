@@ -293,6 +293,10 @@ pub struct Opcd {
     pub max_new_tokens: usize,
     /// Rollouts generated side by side.
     pub rollout_batch: usize,
+    /// Samples of `data.mix` trained on beside the rollouts of a step, by cross-entropy, against forgetting. Published: 0.
+    pub replay_samples: usize,
+    /// Factor on the replayed samples' mean loss.
+    pub replay_weight: f32,
 }
 
 impl Default for Opcd {
@@ -312,6 +316,8 @@ impl Default for Opcd {
             top_p: 1.0,
             max_new_tokens: 2048,
             rollout_batch: 32,
+            replay_samples: 0,
+            replay_weight: 1.0,
         }
     }
 }

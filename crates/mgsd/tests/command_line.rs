@@ -1,0 +1,146 @@
+//! The binary as a user runs it.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn mgsd(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mgsd")).args(arguments).current_dir(folder).output().expect("the binary runs")
+}
+
+fn ok(folder: &Path, arguments: &[&str]) -> String {
+    let output = mgsd(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The error of a call that must fail with `code`.
+fn fails(folder: &Path, code: i32, arguments: &[&str]) -> String {
+    let output = mgsd(folder, arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+fn boards(folder: &Path, task: &str, level: &str) {
+    ok(folder, &["tasks", "generate", "--task", task, "--levels", level, "--count", "2", "--out", "data"]);
+}
+
+#[test]
+fn a_solved_board_scores_under_both_rules() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "minibehaviour", "5");
+    let instance = "data/MiniBehaviour/level5/text/0001.txt";
+    let plan = ok(folder, &["tasks", "solve", instance]);
+    let row = serde_json::json!({"id": 7, "task": "minibehaviour", "instance": "MiniBehaviour/level5/text/0001.txt",
+                                 "response": format!("<answer>{}</answer>", plan.trim())});
+    std::fs::write(folder.join("rows.jsonl"), format!("{row}\n")).expect("rows");
+    for rules in ["training", "benchmark"] {
+        let scores = ok(folder, &["tasks", "score", "--rows", "rows.jsonl", "--root", "data", "--rules", rules]);
+        let score: serde_json::Value = serde_json::from_str(scores.trim()).expect("one JSON object");
+        assert_eq!(score["id"], 7);
+        assert!(score["success"] == 1.0 || score["success"] == true, "{score}");
+        assert!(score["actions"].as_array().is_some_and(|actions| !actions.is_empty()), "{score}");
+    }
+    ok(folder, &["tasks", "render", instance, "--out", "board.png", "--plan", plan.trim()]);
+    assert!(std::fs::read(folder.join("board.png")).expect("a picture").starts_with(b"\x89PNG"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_whatever_the_number_of_jobs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for jobs in ["1", "2"] {
+        let generate = ["tasks", "generate", "--task", "maze", "--levels", "4", "--count", "9", "--out", jobs];
+        ok(folder.path(), &[generate.as_slice(), &["--jobs", jobs]].concat());
+    }
+    for file in ["text/0008.txt", "image/0008.png"] {
+        let read = |jobs: &str| std::fs::read(folder.path().join(jobs).join("Maze/level4").join(file)).expect("a file");
+        assert!(read("1") == read("2"), "{file}");
+    }
+}
+
+#[test]
+fn json_puts_one_object_on_the_last_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    boards(folder.path(), "frozenlake", "4");
+    let text = ok(folder.path(), &["--json", "tasks", "solve", "data/FrozenLake/level4/text/0000.txt"]);
+    let result: serde_json::Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+    assert!(result["steps"].as_u64().is_some_and(|steps| steps >= 2), "{result}");
+}
+
+#[test]
+fn records_and_rows_are_made_from_boards() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    ok(folder, &["data", "perception", "--data", "data", "--out", "sft.json"]);
+    assert!(folder.join("dataset_info.json").exists());
+    ok(folder, &["data", "opcd", "--train", "data", "--val", "data", "--out", "opcd"]);
+    for file in ["train.json", "train.parquet", "val.json", "val.parquet"] {
+        assert!(folder.join("opcd").join(file).exists(), "{file}");
+    }
+    let records: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("sft.json")).expect("records")).expect("JSON");
+    let row = serde_json::json!({"id": "a", "task": "maze", "instance": "Maze/level3/text/0000.txt",
+                                 "answer": records[0]["messages"][1]["content"]});
+    std::fs::write(folder.join("answers.jsonl"), format!("{row}\n")).expect("rows");
+    let scores = ok(folder, &["data", "score-perception", "--rows", "answers.jsonl", "--root", "data"]);
+    assert!(scores.contains("\"all_exact_match\":true"), "{scores}");
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_names_the_flag() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cases: [(&[&str], &str); 6] = [
+        (&["tasks", "generate", "--task", "chess", "--levels", "3", "--count", "1", "--out", "x"], "--task"),
+        (&["tasks", "generate", "--task", "maze", "--levels", "three", "--count", "1", "--out", "x"], "--levels"),
+        (&["tasks", "generate", "--task", "maze", "--levels", "3", "--out", "x"], "--count"),
+        (
+            &["tasks", "generate", "--task", "maze", "--levels", "3", "--count", "1", "--out", "x", "--shard", "4/4"],
+            "--shard",
+        ),
+        (&["train", "dpo", "recipe.toml"], "dpo"),
+        (&["eval", "plan", "--model", "m", "--out", "x"], "--data"),
+    ];
+    for (arguments, part) in cases {
+        let error = fails(folder.path(), 2, arguments);
+        assert!(error.contains(part), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn bad_input_ends_with_1_and_names_the_file_and_the_remedy() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    let text = std::fs::read_to_string(folder.join("data/Maze/level3/text/0000.txt")).expect("an instance");
+    std::fs::write(folder.join("torn.txt"), &text[..text.len() / 2]).expect("a torn file");
+    std::fs::write(folder.join("rows.jsonl"), "{\"id\": 1}\n").expect("rows");
+    std::fs::write(folder.join("recipe.toml"), "kind = \"sft\"\nstep = 3\n").expect("a recipe");
+    std::fs::create_dir_all(folder.join("empty")).expect("a folder");
+    let generate = |extra: &[&'static str]| {
+        [&["tasks", "generate", "--task", "minibehaviour", "--count", "1", "--out", "x"], extra].concat()
+    };
+    let cases: Vec<(Vec<&str>, &str)> = vec![
+        (vec!["tasks", "solve", "missing.txt"], "missing.txt"),
+        (vec!["tasks", "solve", "torn.txt"], "torn.txt"),
+        (vec!["tasks", "render", "data/Maze/level3/text/0000.txt", "--out", "a.png", "--plan", "?"], "--plan"),
+        (generate(&["--levels", "2"]), "2"),
+        (generate(&["--levels", "101"]), "101"),
+        (vec!["tasks", "score", "--rows", "rows.jsonl", "--root", ".", "--rules", "training"], "line 1"),
+        (vec!["data", "perception", "--data", "nowhere", "--out", "a.json"], "nowhere"),
+        (vec!["model", "trace", "--model", "empty", "--chat", "missing.json", "--out", "t"], "missing.json"),
+        (vec!["model", "chat", "--model", "empty", "hello"], "empty"),
+        (vec!["model", "chat", "--model", "empty", "--device", "cuda", "hello"], "--device"),
+        (vec!["train", "sft", "recipe.toml"], "step"),
+        (vec!["train", "sft", "none.toml"], "none.toml"),
+        (vec!["merge", "--base", "empty", "--adapter", "empty", "--out", "merged"], "empty"),
+        (vec!["report", "empty", "--out", "r.html"], "empty"),
+        (vec!["eval", "gap", "--runs", "nowhere"], "nowhere"),
+        (vec!["demo", "--out", "data"], "--out"),
+    ];
+    for (arguments, part) in cases {
+        let error = fails(folder, 1, &arguments);
+        assert!(error.starts_with("error: ") && error.contains(part), "{arguments:?}: {error}");
+        assert!(!error.contains("panicked"), "{arguments:?}: {error}");
+    }
+}
