@@ -2,19 +2,32 @@
 
 use crate::{Error, Instance, RenderOptions, Result};
 use rayon::prelude::*;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Writes a file so that it is there whole or not at all: to a temporary name in the same folder, then renamed.
+/// Writes a file so that it is there whole or not at all: to a temporary name in the same folder, synced, then renamed.
 ///
 /// # Errors
 /// When the folder cannot be written to.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_renamed(path, bytes, true)
+}
+
+fn write_renamed(path: &Path, bytes: &[u8], synced: bool) -> Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let temporary = path.with_extension(format!("tmp{}-{number}", std::process::id()));
     let fail = |source| Error::Io { path: path.to_owned(), source };
-    std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path)).map_err(|e| {
+    let write = || {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        if synced {
+            file.sync_all()?;
+        }
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|e| {
         // Best effort: what counts is the first error.
         let _ = std::fs::remove_file(&temporary);
         fail(e)
@@ -73,15 +86,16 @@ pub fn write_instances(
         }
     }
     instances.par_iter().try_for_each(|instance| {
-        write_whole(&root.join(text_path(instance)), instance.to_text().as_bytes())?;
+        write_renamed(&root.join(text_path(instance)), instance.to_text().as_bytes(), false)?;
         if let Some(options) = images {
             let png = instance.board.render(options)?.to_png()?;
-            write_whole(&root.join(image_path(instance)), &png)?;
+            write_renamed(&root.join(image_path(instance)), &png, false)?;
         }
         written();
         Ok(())
     })?;
-    // One flush a folder instead of one a file: thousands of small files would take minutes.
+    // One flush a folder instead of one a file: thousands of small files would take minutes, and a board that a power
+    // cut spoils is made again from its seed.
     for folder in &folders {
         sync_folder(folder)?;
     }

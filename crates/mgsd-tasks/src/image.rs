@@ -1,6 +1,6 @@
 //! An RGB picture in memory and its PNG form.
 
-use crate::{Error, Result};
+use crate::{Error, Result, resample};
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,15 @@ impl RgbImage {
     pub fn pixel(&self, x: usize, y: usize) -> [u8; 3] {
         let i = (y * self.width + x) * 3;
         [self.pixels[i], self.pixels[i + 1], self.pixels[i + 2]]
+    }
+
+    /// Resized to a square by Lanczos in Pillow's fixed-point arithmetic: across first, then down, each pass rounded to
+    /// bytes; a pass that changes nothing is left out.
+    pub fn resized(&self, side: usize) -> Self {
+        let horizontal = (self.width != side).then(|| resample::taps(self.width, side));
+        let vertical = (self.height != side).then(|| resample::taps(self.height, side));
+        let pixels = resample::resize::<3>(&self.pixels, self.width, horizontal.as_deref(), vertical.as_deref());
+        Self { width: side, height: side, pixels }
     }
 
     /// The picture as a PNG file, compressed for speed.

@@ -1,7 +1,7 @@
 //! Readers of the two public benchmarks: DiffThinker's FrozenLake maps and VisualPlanning's maze and MiniBehaviour.
 
 mod diffthinker;
-mod resize;
+mod png;
 mod visual_planning;
 
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ impl Case {
 }
 
 fn source_picture(path: &Path, size: usize) -> Result<RgbImage> {
-    Ok(resize::to_square(resize::read_png(path)?, size))
+    Ok(self::png::read(path)?.resized(size))
 }
 
 /// Which cases of a benchmark to read.
