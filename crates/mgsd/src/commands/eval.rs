@@ -46,7 +46,7 @@ pub struct Perception {
 /// Example: mgsd eval gap --runs runs/eval --out runs/eval
 #[derive(clap::Args)]
 pub struct Gap {
-    /// Folders with <model>_image.summary.json and <model>_text.summary.json.
+    /// Folders with MODEL_image.summary.json and MODEL_text.summary.json.
     #[arg(long, num_args = 1.., required = true)]
     runs: Vec<PathBuf>,
     /// Folder for modality_gap.json and modality_gap.csv; default: the first of --runs.
