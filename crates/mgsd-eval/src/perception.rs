@@ -168,7 +168,7 @@ pub fn run(
     Ok(PerceptionRun { rows, summary })
 }
 
-/// Like [`run`], with rows in `<folder>/<label>_perception.jsonl` and the summary beside them. Returns the summary's
+/// Like [`run()`], with rows in `<folder>/<label>_perception.jsonl` and the summary beside them. Returns the summary's
 /// path too.
 pub fn run_to_folder(
     client: &mut dyn Client,

@@ -44,7 +44,7 @@ pub fn run(
     Ok(PlanRun { rows, summary })
 }
 
-/// Like [`run`], with rows in `<folder>/<label>_<modality>.jsonl` and the summary beside them, named so that
+/// Like [`run()`], with rows in `<folder>/<label>_<modality>.jsonl` and the summary beside them, named so that
 /// [`crate::gap::read_folder`] finds it. Returns the summary's path too.
 pub fn run_to_folder(
     client: &mut dyn Client,
