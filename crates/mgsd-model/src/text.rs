@@ -1,6 +1,6 @@
 //! The text decoder: pre-norm layers of grouped-query attention and a gated feed-forward, on packed sequences.
 //!
-//! A pass forward keeps in [`TextActivations`] what the pass back needs; without a pass back, all layers share one set
+//! A pass forward keeps in `TextActivations` what the pass back needs; without a pass back, all layers share one set
 //! of buffers.
 
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
