@@ -205,6 +205,9 @@ fn add_demo(data: &mut ReportData, folder: &Path) -> Result<()> {
                  picture. Stage 1 teaches it to read the picture, stage 2 lets its own text-only self, which sees the \
                  symbolic state, teach it on its own rollouts. All boards measured here were never trained on."
         .into();
+    if !data.stages.iter().any(|stage| stage.key.ends_with("sft")) {
+        data.lead.push_str(" In this run stage 1 was left out.");
+    }
     data.headlines = vec![
         Headline {
             label: "plans from the picture".into(),

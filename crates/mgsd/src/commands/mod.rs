@@ -16,6 +16,7 @@ use anyhow::Context;
 pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
     let Some(jobs) = jobs else { return Ok(()) };
     anyhow::ensure!(jobs > 0, "--jobs is 0, expected a number of threads from 1");
+    mgsd_compute::set_threads(jobs);
     rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().context("cannot start the worker threads")
 }
 

@@ -5,6 +5,7 @@ use crate::interrupt;
 use anyhow::bail;
 use clap::ValueEnum;
 use mgsd_train::{Control, Kind, Phase, Progress, Recipe, Scalars};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// Train from a recipe: from scratch, on perception questions, or by on-policy context distillation.
@@ -54,22 +55,19 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             args.kind.kind()
         );
     }
-    let bar = console.bar(0, "train");
+    // On a terminal the run draws its own bar; elsewhere a line now and then says how far it is.
+    let quiet = std::io::stderr().is_terminal();
     let show = |progress: &Progress| {
         if progress.phase == Phase::Train {
-            bar.set_length(progress.steps);
-            bar.set_position(progress.step);
-            bar.set_message(summary_line(progress));
-            if bar.is_hidden() && (progress.step.is_multiple_of(50) || progress.step == progress.steps) {
+            if !quiet && (progress.step.is_multiple_of(50) || progress.step == progress.steps) {
                 console.note(format_args!("step {}/{} {}", progress.step, progress.steps, summary_line(progress)));
             }
         } else {
-            bar.suspend(|| console.note(format_args!("step {} measured: {}", progress.step, summary_line(progress))));
+            console.note(format_args!("step {} measured: {}", progress.step, summary_line(progress)));
         }
     };
     let control = Control { stop: interrupt::install()?, resume: args.resume, progress: Some(&show) };
     let summary = mgsd_train::run(&recipe, &control)?;
-    bar.finish_and_clear();
     console.say(format_args!("{} steps in {:.0} s: {}", summary.steps, summary.seconds, summary.result.display()));
     console.result(&serde_json::json!({
         "steps": summary.steps, "seconds": summary.seconds, "metrics": object(&summary.metrics),

@@ -65,15 +65,16 @@ pub fn run(settings: &Settings, console: &Console) -> anyhow::Result<Demo> {
     let base_scores = measured(&bench, "base", &base, console)?;
     clock.lap("measure_base");
 
-    let student = if settings.cold_start {
+    // Without stage 1 the student is the base, which is measured already; its rows are not written a second time.
+    let (student, sft_scores) = if settings.cold_start {
         let model = train("sft", embedded::SFT_RECIPE, &sft_changes(settings, &base), settings, stop, console)?;
         clock.lap("sft");
-        model
+        let scores = measured(&bench, "sft", &model, console)?;
+        clock.lap("measure_sft");
+        (model, scores)
     } else {
-        base.clone()
+        (base.clone(), base_scores.clone())
     };
-    let sft_scores = measured(&bench, "sft", &student, console)?;
-    clock.lap("measure_sft");
 
     let changes = opcd_changes(settings, &student, &base);
     let taught = train("opcd", embedded::OPCD_RECIPE, &changes, settings, stop, console)?;
