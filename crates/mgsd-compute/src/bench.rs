@@ -164,9 +164,9 @@ pub fn rest() -> Vec<Figure> {
     figure("rope.forward", 2.0, &mut || rope::forward(&mut out, &cos, &sin));
     let settings = adamw::AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (mut m, mut v, mut p) = (Tensor::zeros(tokens, width), Tensor::zeros(tokens, width), filled(tokens, width));
-    figure("adamw.step", 7.0, &mut || adamw::step(&mut p, &d, &mut m, &mut v, &settings, 10, 1.0));
+    figure("adamw.step", 7.0, &mut || adamw::step(&mut p, None, &d, &mut m, &mut v, &settings, 10, 1.0));
     figure("adamw.sum_of_squares", 1.0, &mut || {
-        std::hint::black_box(adamw::sum_of_squares(&d));
+        std::hint::black_box(adamw::sum_of_squares([&d]));
     });
     figures.extend(losses());
     figures

@@ -32,3 +32,9 @@ pub(crate) fn groups(op: &str, x: &Tensor, group: usize) -> usize {
     );
     x.cols() / group
 }
+
+/// On a GPU eight numbers are read at once.
+#[track_caller]
+pub(crate) fn eights(op: &str, x: &Tensor) {
+    assert!(x.cols().is_multiple_of(8), "{op} on a GPU: {:?} must have a multiple of 8 columns", x.shape());
+}

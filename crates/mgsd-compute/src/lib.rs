@@ -14,6 +14,8 @@
 
 pub mod bench;
 mod check;
+pub mod cuda;
+mod device;
 mod mapped;
 mod math;
 pub mod ops;
@@ -23,6 +25,7 @@ mod product;
 mod simd;
 mod tensor;
 
+pub use device::Device;
 pub use mapped::MappedFile;
 pub use pool::{set_threads, threads};
 pub use tensor::{Dtype, SharedBytes, Tensor};

@@ -141,10 +141,10 @@ impl Batch {
         self.images.push(image.clone());
     }
 
-    /// Writes the patches of all images to `out: [patches, patch_len]`.
-    pub(crate) fn write_patches(&self, out: &mut Tensor) {
+    /// Writes the patches of all images to `out: [patches, patch_len]`, where `weight` lies.
+    pub(crate) fn write_patches(&self, out: &mut Tensor, weight: &Tensor) {
         let width = self.config.vision.patch_len();
-        out.resize(self.patches(), width);
+        out.place(weight, self.patches(), width);
         let mut row = 0;
         for image in &self.images {
             out.write_rows(row, &image.pixel_values);

@@ -170,7 +170,7 @@ impl TrainBench {
         self.model.visit_mut(&mut |parameter| {
             let Some((first, second)) = moments.next() else { return };
             if let Some(grad) = &mut parameter.grad {
-                adamw::step(&mut parameter.value, grad, first, second, &settings, step, 1.0);
+                adamw::step(&mut parameter.value, None, grad, first, second, &settings, step, 1.0);
                 grad.fill(0.0);
             }
         });

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mgsd_compute::Tensor;
 use mgsd_compute::ops::attention::KvCache;
-use mgsd_compute::ops::{loss, rows};
+use mgsd_compute::ops::{loss, rows, sample};
 use rayon::prelude::*;
 
 use crate::batch::Batch;
@@ -110,6 +110,9 @@ pub struct Generator {
     hidden: Tensor,
     logits: Tensor,
     host_logits: Vec<f32>,
+    choices: Vec<sample::Choice>,
+    tokens: Vec<u32>,
+    log_probs: Vec<f32>,
     index: Vec<u32>,
     slot_of: Vec<u32>,
     place_of: Vec<u32>,
@@ -135,6 +138,9 @@ impl Generator {
             hidden: Tensor::empty(),
             logits: Tensor::empty(),
             host_logits: Vec::new(),
+            choices: Vec::new(),
+            tokens: Vec::new(),
+            log_probs: Vec::new(),
             index: Vec::new(),
             slot_of: Vec::new(),
             place_of: Vec::new(),
@@ -329,13 +335,24 @@ impl Generator {
 
     /// Picks a token for each active request from `first` on, whose logits are the rows in order.
     fn choose(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
-        let (count, vocab) = (self.logits.rows(), self.logits.cols());
-        self.host_logits.resize(count * vocab, 0.0);
-        self.logits.read_rows(0, count, &mut self.host_logits);
+        let there = !self.logits.device().is_cpu() && self.active[first..].iter().all(|a| a.sampler.fits_a_gpu());
+        if there {
+            self.choices.clear();
+            self.choices.extend(self.active[first..].iter_mut().map(|active| active.sampler.choice()));
+            sample::sample(&mut self.tokens, &mut self.log_probs, &self.logits, &self.choices);
+            for (active, chosen) in self.active[first..].iter_mut().zip(self.tokens.iter().zip(&self.log_probs)) {
+                active.last = (*chosen.0, *chosen.1);
+            }
+        } else {
+            let (count, vocab) = (self.logits.rows(), self.logits.cols());
+            self.host_logits.resize(count * vocab, 0.0);
+            self.logits.read_rows(0, count, &mut self.host_logits);
+            let chosen = self.active[first..].par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
+            let chosen = chosen.with_min_len((1 << 14) / vocab + 1);
+            chosen.for_each(|(active, logits)| active.last = active.sampler.pick(logits));
+        }
         let capacity = self.capacity;
-        let chosen = self.active[first..].par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
-        chosen.with_min_len((1 << 14) / vocab + 1).for_each(|(active, logits)| {
-            active.last = active.sampler.pick(logits);
+        for active in &mut self.active[first..] {
             active.produced += 1;
             active.finish = if active.request.stop.contains(&active.last.0) {
                 Some(Finish::Stop)
@@ -344,7 +361,7 @@ impl Generator {
             } else {
                 None
             };
-        });
+        }
         for active in &self.active[first..] {
             let (token, log_prob) = active.last;
             on_token(Event { request: active.id, token, log_prob, finish: active.finish });

@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod bench;
+pub mod bench_gpu;
 pub mod chat;
 pub mod config;
 pub mod error;

@@ -48,6 +48,16 @@ impl Linear {
         }
     }
 
+    /// `out = base + y`: for layers whose result is added to the stream.
+    pub fn forward_onto(&self, out: &mut Tensor, base: &Tensor, x: &Tensor, low: &mut Tensor, adapter: Adapter) {
+        let bias = self.bias.as_ref().map(|b| &b.value);
+        linear::forward_onto(out, base, x, &self.weight.value, bias);
+        if let Some(lora) = self.lora.as_ref().filter(|_| adapter == Adapter::On) {
+            linear::forward(low, x, &lora.a.value, None, 1.0, Write::Set);
+            linear::forward(out, low, &lora.b.value, None, lora.scale, Write::Add);
+        }
+    }
+
     /// Adds to the gradients of what is trained here; `dx: None` when nothing below wants a gradient. `low` is what
     /// [`forward`](Self::forward) left, `dlow` is scratch.
     pub fn backward(

@@ -89,6 +89,17 @@ impl Lora {
     }
 }
 
+impl Lora {
+    /// Goes where the layer's weight is, in its type.
+    pub(crate) fn follow(&mut self, layer: &Linear) {
+        let weight = &layer.weight.value;
+        if !weight.device().is_cpu() {
+            self.a.move_to(weight.device(), weight.dtype());
+            self.b.move_to(weight.device(), weight.dtype());
+        }
+    }
+}
+
 /// PEFT's name of an adapter tensor (`part`: `lora_A` or `lora_B`).
 pub(crate) fn peft_name(layer: &str, part: &str) -> String {
     format!("base_model.model.{layer}.{part}.weight")
@@ -106,6 +117,7 @@ impl Qwen3Vl {
         self.visit_linears_mut(&mut |layer| {
             if config.selects(layer.name()) {
                 let mut lora = Lora::new(layer, config, &mut rng);
+                lora.follow(layer);
                 lora.a.set_trainable(true);
                 lora.b.set_trainable(true);
                 layer.lora = Some(lora);

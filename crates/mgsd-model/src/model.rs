@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use mgsd_compute::Tensor;
+use mgsd_compute::{Device, Dtype, Tensor};
 
 use crate::batch::Batch;
 use crate::config::{Config, TextConfig, VisionConfig};
 use crate::error::{Error, Result};
 use crate::linear::{Adapter, Linear};
 use crate::param::Parameter;
+pub use crate::text::Recompute;
 use crate::text::{Input, Pass, TextActivations, TextDecoder, TextLayer};
 use crate::trace::Observer;
 use crate::vision::{Merger, Norm, VisionActivations, VisionBlock, VisionTower};
@@ -83,6 +84,12 @@ impl Activations {
         Self { text: TextActivations::new(&config.text), vision: VisionActivations::new(&config.vision), kept: None }
     }
 
+    /// What is made again for the pass back instead of being kept; without this call what is
+    /// [usual](Recompute::usual) for the device.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.text.chosen = Some(recompute);
+    }
+
     /// The states after the final norm, `[tokens, hidden]`: what the output projection reads.
     pub fn hidden(&self) -> &Tensor {
         &self.text.normed
@@ -138,6 +145,28 @@ impl Qwen3Vl {
             Ok(Tensor::from_vec(rows, cols, crate::init::values(name, rows * cols, fill, seed)))
         });
         built.unwrap_or_else(|_| unreachable!("random weights cannot fail"))
+    }
+
+    /// Random weights of the same distributions, made on `device` itself in `dtype`: quick at any size, not the numbers
+    /// of [`init`](Self::init).
+    pub fn init_on(config: &Config, device: Device, dtype: Dtype, seed: u64) -> Self {
+        let mut number = 0;
+        let built = Self::build(config.clone(), &mut |_, shape, fill| {
+            let (rows, cols) = matrix_shape(shape);
+            number += 1;
+            Ok(match fill {
+                Fill::Normal { deviation } => Tensor::random_on(device, dtype, rows, cols, deviation, seed + number),
+                Fill::One | Fill::Zero => {
+                    let mut tensor = Tensor::zeros_on(device, Dtype::F32, rows, cols);
+                    tensor.fill(if fill == Fill::One { 1.0 } else { 0.0 });
+                    tensor
+                }
+            })
+        });
+        let mut model = built.unwrap_or_else(|_| unreachable!("random weights cannot fail"));
+        let table = &mut model.vision.pos_embed;
+        table.move_to(device, Dtype::F32);
+        model
     }
 
     /// Name, shape and first value of every parameter, without making any.
@@ -255,6 +284,17 @@ impl Qwen3Vl {
         set(&mut self.text.norm, parts.text);
         set(&mut self.text.embeddings, parts.embeddings);
         self.text.head.iter_mut().for_each(|p| set(p, parts.embeddings));
+    }
+
+    /// Moves all weights to `device`, where matrices become `dtype` (on the CPU they become 32-bit floats). Call it
+    /// before parts are set trainable: gradients are lost.
+    pub fn move_to(&mut self, device: Device, dtype: Dtype) {
+        self.visit_mut(&mut |p| p.move_to(device, dtype));
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.text.embeddings.value.device()
     }
 
     /// Sets all gradients to zero.

@@ -89,7 +89,8 @@ impl Qwen3Vl {
                 Ok(Lora::from_tensors(layer.name(), a, b, config.alpha / divisor))
             };
             match load() {
-                Ok(lora) => {
+                Ok(mut lora) => {
+                    lora.follow(layer);
                     targets.push(layer.name().to_string());
                     layer.lora = Some(lora);
                 }
@@ -123,7 +124,12 @@ impl Qwen3Vl {
                 let mut values = layer.weight.value.to_vec();
                 lora.add_to(&mut values);
                 let (rows, cols) = (layer.weight.value.rows(), layer.weight.value.cols());
-                layer.weight.value = mgsd_compute::Tensor::from_vec(rows, cols, values);
+                let (device, dtype) = (layer.weight.value.device(), layer.weight.value.dtype());
+                let merged_value = mgsd_compute::Tensor::from_vec(rows, cols, values);
+                layer.weight.value = match device.is_cpu() {
+                    true => merged_value,
+                    false => merged_value.to_device(device, dtype),
+                };
                 merged += 1;
             }
         });

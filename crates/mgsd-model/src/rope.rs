@@ -1,6 +1,6 @@
 //! Cosines and sines of rotary positions, computed once per position and looked up afterwards.
 
-use mgsd_compute::Tensor;
+use mgsd_compute::{Device, Dtype, Tensor};
 
 /// The angles `position * base^(-2j / dim)` of every position met so far.
 pub(crate) struct RopeTable {
@@ -31,10 +31,11 @@ impl RopeTable {
         }
     }
 
-    /// Fills `cos, sin: [rows, picks.len()]`: column `j` of a row has frequency `picks[j].1` at the position on axis
+    /// Fills `cos, sin: [rows, picks.len()]` on `device`: column `j` of a row has frequency `picks[j].1` at the position on axis
     /// `picks[j].0` of that row.
     pub fn fill<const AXES: usize>(
         &mut self,
+        device: Device,
         cos: &mut Tensor,
         sin: &mut Tensor,
         positions: &[[u32; AXES]],
@@ -53,7 +54,7 @@ impl RopeTable {
             }
         }
         for (tensor, rows) in [(cos, &self.rows_cos), (sin, &self.rows_sin)] {
-            tensor.resize(positions.len(), picks.len());
+            tensor.place_on(device, Dtype::F32, positions.len(), picks.len());
             tensor.write_rows(0, rows);
         }
     }

@@ -1,5 +1,6 @@
 //! From logits to the next token.
 
+use mgsd_compute::ops::sample::Choice;
 use rand::RngExt as _;
 use rand_pcg::Pcg64;
 
@@ -91,6 +92,18 @@ impl Sampler {
             self.seen[token as usize] = true;
         }
         (token, logits[token as usize] - log_sum)
+    }
+
+    /// Whether a GPU can choose: it does not know which tokens a penalty is for.
+    pub fn fits_a_gpu(&self) -> bool {
+        self.seen.is_empty()
+    }
+
+    /// What a GPU needs to choose the next token, with this request's next random number.
+    pub fn choice(&mut self) -> Choice {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
+        let uniform = if temperature > 0.0 { self.rng.random::<f32>() } else { 0.0 };
+        Choice { temperature, top_k: top_k as f32, top_p, min_p, uniform, unused: 0.0 }
     }
 
     /// With penalty, temperature and filters.

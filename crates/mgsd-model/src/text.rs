@@ -5,7 +5,7 @@
 
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::{embedding, rms_norm, rope, rows, swiglu};
-use mgsd_compute::{Tensor, Write};
+use mgsd_compute::{Device, Tensor, Write};
 
 use crate::batch::Batch;
 use crate::config::TextConfig;
@@ -55,23 +55,45 @@ pub struct TextDecoder {
     pub(crate) config: TextConfig,
 }
 
-/// What one layer leaves for its pass back.
+/// What a pass forward keeps of each layer for the pass back; the rest is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// Everything is kept: fastest where memory is plentiful, as on a CPU.
+    Nothing,
+    /// Norms, rotations and the gated product are made again: they cost little and are a third of the memory.
+    Cheap,
+    /// Only the layer's input is kept, and the whole layer runs again.
+    Layers,
+}
+
+impl Recompute {
+    /// `Nothing` on the CPU, `Cheap` on a GPU.
+    pub fn usual(device: Device) -> Self {
+        if device.is_cpu() { Self::Nothing } else { Self::Cheap }
+    }
+}
+
+/// What one layer leaves for its pass back and what would be dear to make again.
 struct LayerActivations {
-    attn_in: Tensor,
     q_raw: Tensor,
     k_raw: Tensor,
-    q: Tensor,
-    k: Tensor,
     v: Tensor,
     attended: Tensor,
     log_sum_exp: Tensor,
     mid: Tensor,
-    mlp_in: Tensor,
     gate: Tensor,
     up: Tensor,
-    gated: Tensor,
     /// `x Aᵀ` of q, k, v, o, gate, up, down.
     low: [Tensor; 7],
+}
+
+/// What a layer's pass back also reads, and what is cheap to make from [`LayerActivations`] and the layer's input.
+struct CheapActivations {
+    attn_in: Tensor,
+    q: Tensor,
+    k: Tensor,
+    mlp_in: Tensor,
+    gated: Tensor,
 }
 
 /// Gradients on their way down; one set for all layers.
@@ -89,6 +111,8 @@ struct Descent {
     gated: Tensor,
     low: Tensor,
     nothing: Tensor,
+    /// Output of a layer that runs again; nobody reads it.
+    again: Tensor,
 }
 
 /// The decoder's buffers, resized for each batch and never given back.
@@ -100,6 +124,10 @@ pub(crate) struct TextActivations {
     /// Input of each layer, then the last layer's output.
     streams: Vec<Tensor>,
     layers: Vec<LayerActivations>,
+    cheap: Vec<CheapActivations>,
+    /// What the caller wants, and what the last pass did.
+    pub chosen: Option<Recompute>,
+    recompute: Recompute,
     /// After the final norm.
     pub normed: Tensor,
     descent: Descent,
@@ -134,20 +162,27 @@ pub(crate) struct Input<'a> {
 impl LayerActivations {
     fn new() -> Self {
         Self {
-            attn_in: Tensor::empty(),
             q_raw: Tensor::empty(),
             k_raw: Tensor::empty(),
-            q: Tensor::empty(),
-            k: Tensor::empty(),
             v: Tensor::empty(),
             attended: Tensor::empty(),
             log_sum_exp: Tensor::empty(),
             mid: Tensor::empty(),
-            mlp_in: Tensor::empty(),
             gate: Tensor::empty(),
             up: Tensor::empty(),
-            gated: Tensor::empty(),
             low: std::array::from_fn(|_| Tensor::empty()),
+        }
+    }
+}
+
+impl CheapActivations {
+    fn new() -> Self {
+        Self {
+            attn_in: Tensor::empty(),
+            q: Tensor::empty(),
+            k: Tensor::empty(),
+            mlp_in: Tensor::empty(),
+            gated: Tensor::empty(),
         }
     }
 }
@@ -161,6 +196,9 @@ impl TextActivations {
             sin: Tensor::empty(),
             streams: Vec::new(),
             layers: Vec::new(),
+            cheap: Vec::new(),
+            chosen: None,
+            recompute: Recompute::Nothing,
             normed: Tensor::empty(),
             descent: Descent {
                 stream: Tensor::empty(),
@@ -176,14 +214,21 @@ impl TextActivations {
                 gated: Tensor::empty(),
                 low: Tensor::empty(),
                 nothing: Tensor::empty(),
+                again: Tensor::empty(),
             },
         }
     }
 
-    /// Makes room for `layers` layers of kept activations (1: nothing is kept).
-    fn reserve(&mut self, layers: usize) {
-        while self.layers.len() < layers {
+    /// Makes room for the kept activations of `layers` layers (1: nothing is kept).
+    fn reserve(&mut self, layers: usize, recompute: Recompute) {
+        self.recompute = recompute;
+        let own = if recompute == Recompute::Layers { 1 } else { layers };
+        while self.layers.len() < own {
             self.layers.push(LayerActivations::new());
+        }
+        let own = if recompute == Recompute::Nothing { layers } else { 1 };
+        while self.cheap.len() < own {
+            self.cheap.push(CheapActivations::new());
         }
         while self.streams.len() < layers + 1 {
             self.streams.push(Tensor::empty());
@@ -193,40 +238,64 @@ impl TextActivations {
 
 impl TextLayer {
     /// Norm, projections, head norms and rotation: everything of attention that looks at one token only.
-    fn project(&self, a: &mut LayerActivations, x: &Tensor, common: &Common, observer: Option<(usize, Observer<'_>)>) {
+    fn project(
+        &self,
+        a: &mut LayerActivations,
+        c: &mut CheapActivations,
+        x: &Tensor,
+        common: &Common,
+        observer: Option<(usize, Observer<'_>)>,
+    ) {
         let Common { cos, sin, eps, adapter } = *common;
-        rms_norm::forward(&mut a.attn_in, x, &self.input_norm.value, eps);
-        self.q.forward(&mut a.q_raw, &a.attn_in, &mut a.low[0], Write::Set, adapter);
-        self.k.forward(&mut a.k_raw, &a.attn_in, &mut a.low[1], Write::Set, adapter);
-        self.v.forward(&mut a.v, &a.attn_in, &mut a.low[2], Write::Set, adapter);
-        rms_norm::forward(&mut a.q, &a.q_raw, &self.q_norm.value, eps);
-        rms_norm::forward(&mut a.k, &a.k_raw, &self.k_norm.value, eps);
+        rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
+        self.q.forward(&mut a.q_raw, &c.attn_in, &mut a.low[0], Write::Set, adapter);
+        self.k.forward(&mut a.k_raw, &c.attn_in, &mut a.low[1], Write::Set, adapter);
+        self.v.forward(&mut a.v, &c.attn_in, &mut a.low[2], Write::Set, adapter);
+        rms_norm::forward(&mut c.q, &a.q_raw, &self.q_norm.value, eps);
+        rms_norm::forward(&mut c.k, &a.k_raw, &self.k_norm.value, eps);
         if let Some((layer, observe)) = observer {
-            observe(Tap::QueryNorm(layer), &a.q);
-            observe(Tap::KeyNorm(layer), &a.k);
+            observe(Tap::QueryNorm(layer), &c.q);
+            observe(Tap::KeyNorm(layer), &c.k);
         }
-        rope::forward(&mut a.q, cos, sin);
-        rope::forward(&mut a.k, cos, sin);
+        rope::forward(&mut c.q, cos, sin);
+        rope::forward(&mut c.k, cos, sin);
     }
 
     /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`.
-    fn finish(&self, a: &mut LayerActivations, x: &Tensor, out: &mut Tensor, common: &Common) {
+    fn finish(
+        &self,
+        a: &mut LayerActivations,
+        c: &mut CheapActivations,
+        x: &Tensor,
+        out: &mut Tensor,
+        common: &Common,
+    ) {
         let Common { eps, adapter, .. } = *common;
-        a.mid.copy_from(x);
-        self.o.forward(&mut a.mid, &a.attended, &mut a.low[3], Write::Add, adapter);
-        rms_norm::forward(&mut a.mlp_in, &a.mid, &self.post_norm.value, eps);
-        self.gate.forward(&mut a.gate, &a.mlp_in, &mut a.low[4], Write::Set, adapter);
-        self.up.forward(&mut a.up, &a.mlp_in, &mut a.low[5], Write::Set, adapter);
-        swiglu::forward(&mut a.gated, &a.gate, &a.up);
-        out.copy_from(&a.mid);
-        self.down.forward(out, &a.gated, &mut a.low[6], Write::Add, adapter);
+        self.o.forward_onto(&mut a.mid, x, &a.attended, &mut a.low[3], adapter);
+        rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
+        self.gate.forward(&mut a.gate, &c.mlp_in, &mut a.low[4], Write::Set, adapter);
+        self.up.forward(&mut a.up, &c.mlp_in, &mut a.low[5], Write::Set, adapter);
+        swiglu::forward(&mut c.gated, &a.gate, &a.up);
+        self.down.forward_onto(out, &a.mid, &c.gated, &mut a.low[6], adapter);
+    }
+
+    /// Makes `c` again from what was kept.
+    fn remake(&self, a: &LayerActivations, c: &mut CheapActivations, x: &Tensor, common: &Common) {
+        let Common { cos, sin, eps, .. } = *common;
+        rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
+        rms_norm::forward(&mut c.q, &a.q_raw, &self.q_norm.value, eps);
+        rms_norm::forward(&mut c.k, &a.k_raw, &self.k_norm.value, eps);
+        rope::forward(&mut c.q, cos, sin);
+        rope::forward(&mut c.k, cos, sin);
+        rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
+        swiglu::forward(&mut c.gated, &a.gate, &a.up);
     }
 
     /// `d.stream` holds the gradient of the layer's output and receives that of its input, unless `through` is false
     /// (nothing below is trained), when it is left incomplete.
     fn backward(
         &mut self,
-        a: &LayerActivations,
+        (a, c): (&LayerActivations, &CheapActivations),
         d: &mut Descent,
         x: &Tensor,
         common: &Common,
@@ -238,13 +307,13 @@ impl TextLayer {
         let mid_wanted = attention_trained || self.post_norm.is_trainable();
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
         let d_gated = mlp_wanted.then_some((&mut d.gated, Write::Set));
-        self.down.backward(d_gated, &d.stream, &a.gated, &a.low[6], &mut d.low, adapter);
+        self.down.backward(d_gated, &d.stream, &c.gated, &a.low[6], &mut d.low, adapter);
         if mlp_wanted {
             swiglu::backward(&mut d.gate, &mut d.up, &d.gated, &a.gate, &a.up);
             let into = mid_wanted.then_some((&mut d.norm, Write::Set));
-            self.gate.backward(into, &d.gate, &a.mlp_in, &a.low[4], &mut d.low, adapter);
+            self.gate.backward(into, &d.gate, &c.mlp_in, &a.low[4], &mut d.low, adapter);
             let into = mid_wanted.then_some((&mut d.norm, Write::Add));
-            self.up.backward(into, &d.up, &a.mlp_in, &a.low[5], &mut d.low, adapter);
+            self.up.backward(into, &d.up, &c.mlp_in, &a.low[5], &mut d.low, adapter);
         }
         if mid_wanted {
             rms_norm::backward(
@@ -268,8 +337,8 @@ impl TextLayer {
             &d.attended,
             &a.attended,
             &a.log_sum_exp,
-            &a.q,
-            &a.k,
+            &c.q,
+            &c.k,
             &a.v,
             layout,
         );
@@ -297,7 +366,7 @@ impl TextLayer {
         self.q.backward(
             into.then_some((&mut d.norm, Write::Set)),
             &d.q_raw,
-            &a.attn_in,
+            &c.attn_in,
             &a.low[0],
             &mut d.low,
             adapter,
@@ -305,12 +374,12 @@ impl TextLayer {
         self.k.backward(
             into.then_some((&mut d.norm, Write::Add)),
             &d.k_raw,
-            &a.attn_in,
+            &c.attn_in,
             &a.low[1],
             &mut d.low,
             adapter,
         );
-        self.v.backward(into.then_some((&mut d.norm, Write::Add)), &d.v, &a.attn_in, &a.low[2], &mut d.low, adapter);
+        self.v.backward(into.then_some((&mut d.norm, Write::Add)), &d.v, &c.attn_in, &a.low[2], &mut d.low, adapter);
         if into {
             rms_norm::backward(
                 &mut d.stream,
@@ -368,6 +437,19 @@ pub(crate) fn neighbours(streams: &mut [Tensor], index: usize, keep: bool) -> (&
     }
 }
 
+/// Where layer `index` puts its activations: places of its own as far as they are kept.
+fn places<'a>(
+    layers: &'a mut [LayerActivations],
+    cheap: &'a mut [CheapActivations],
+    index: usize,
+    keep: bool,
+) -> (&'a mut LayerActivations, &'a mut CheapActivations) {
+    let index = if keep { index } else { 0 };
+    // A single place serves all layers.
+    let (layer, cheap_at) = (index.min(layers.len() - 1), index.min(cheap.len() - 1));
+    (&mut layers[layer], &mut cheap[cheap_at])
+}
+
 impl TextDecoder {
     /// The output projection: `[vocab, hidden]`.
     pub fn head(&self) -> &Parameter {
@@ -398,10 +480,14 @@ impl TextDecoder {
         keep: Keep,
         mut observer: Option<Observer<'_>>,
     ) {
+        let device = self.embeddings.value.device();
         let keep = keep == Keep::ForBackward;
-        acts.reserve(if keep { self.layers.len() } else { 1 });
-        let TextActivations { table, picks, cos, sin, streams, layers, normed, .. } = acts;
-        table.fill(cos, sin, input.positions, picks);
+        match keep {
+            true => acts.reserve(self.layers.len(), acts.chosen.unwrap_or(Recompute::usual(device))),
+            false => acts.reserve(1, Recompute::Nothing),
+        }
+        let TextActivations { table, picks, cos, sin, streams, layers, cheap, normed, .. } = acts;
+        table.fill(device, cos, sin, input.positions, picks);
         embedding::forward(&mut streams[0], input.ids, &self.embeddings.value);
         if let Some((rows, features)) = input.features {
             rows::scatter(&mut streams[0], &features.merged, rows, Write::Set);
@@ -413,11 +499,11 @@ impl TextDecoder {
         }
         let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter };
         for (index, layer) in self.layers.iter().enumerate() {
-            let a = &mut layers[if keep { index } else { 0 }];
+            let (a, c) = places(layers, cheap, index, keep);
             let (x, out) = neighbours(streams, index, keep);
-            layer.project(a, x, &common, observer.as_mut().map(|o| (index, &mut **o as Observer)));
-            self.attend(a, index, &mut pass);
-            layer.finish(a, x, out, &common);
+            layer.project(a, c, x, &common, observer.as_mut().map(|o| (index, &mut **o as Observer)));
+            self.attend(a, c, index, &mut pass);
+            layer.finish(a, c, x, out, &common);
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
                 observe(Tap::LayerMid(index), &a.mid);
@@ -437,19 +523,19 @@ impl TextDecoder {
         }
     }
 
-    fn attend(&self, a: &mut LayerActivations, index: usize, pass: &mut Pass) {
+    fn attend(&self, a: &mut LayerActivations, c: &CheapActivations, index: usize, pass: &mut Pass) {
         match pass {
             Pass::Packed { bounds } => {
-                attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, &self.layout(bounds));
+                attention::forward(&mut a.attended, &mut a.log_sum_exp, &c.q, &c.k, &a.v, &self.layout(bounds));
             }
             Pass::Prefill { bounds, caches, slots, places } => {
-                caches[index].store(&a.k, &a.v, slots, places);
-                attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, &self.layout(bounds));
+                caches[index].store(&c.k, &a.v, slots, places);
+                attention::forward(&mut a.attended, &mut a.log_sum_exp, &c.q, &c.k, &a.v, &self.layout(bounds));
             }
             Pass::Decode { caches, slots, places, lengths } => {
                 let layout = self.layout(&[]);
-                caches[index].store(&a.k, &a.v, slots, places);
-                attention::decode(&mut a.attended, &a.q, &caches[index], slots, lengths, layout.heads, layout.scale);
+                caches[index].store(&c.k, &a.v, slots, places);
+                attention::decode(&mut a.attended, &c.q, &caches[index], slots, lengths, layout.heads, layout.scale);
             }
         }
     }
@@ -489,14 +575,18 @@ impl TextDecoder {
                 rows::gather(feature, &d.stream, &batch.image_rows);
             }
             let layout = self.layout(&batch.bounds);
-            self.layers[index].backward(
-                &acts.layers[index],
-                d,
-                &acts.streams[index],
-                &common,
-                &layout,
-                below || index > lowest,
-            );
+            let (a, c) = places(&mut acts.layers, &mut acts.cheap, index, true);
+            let x = &acts.streams[index];
+            match acts.recompute {
+                Recompute::Nothing => {}
+                Recompute::Cheap => self.layers[index].remake(a, c, x, &common),
+                Recompute::Layers => {
+                    self.layers[index].project(a, c, x, &common, None);
+                    self.attend(a, c, index, &mut Pass::Packed { bounds: &batch.bounds });
+                    self.layers[index].finish(a, c, x, &mut d.again, &common);
+                }
+            }
+            self.layers[index].backward((a, c), d, x, &common, &layout, below || index > lowest);
         }
         if let Some(features) = d_features {
             rows::gather(&mut features.merged, &d.stream, &batch.image_rows);
@@ -505,7 +595,7 @@ impl TextDecoder {
             if !batch.image_rows.is_empty() {
                 // The embeddings of replaced tokens went nowhere. A placeholder that the model itself has generated
                 // was not replaced, so that skipping by id would be wrong.
-                d.nothing.resize(batch.image_rows.len(), d.stream.cols());
+                d.nothing.place(&d.stream, batch.image_rows.len(), d.stream.cols());
                 d.nothing.fill(0.0);
                 rows::scatter(&mut d.stream, &d.nothing, &batch.image_rows, Write::Set);
             }

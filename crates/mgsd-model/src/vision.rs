@@ -155,8 +155,9 @@ impl VisionTower {
             features,
             ..
         } = acts;
-        table.fill(cos, sin, &batch.patch_positions, picks);
-        batch.write_patches(patches);
+        let weight = &self.patch_embed.weight.value;
+        table.fill(weight.device(), cos, sin, &batch.patch_positions, picks);
+        batch.write_patches(patches, weight);
         self.patch_embed.forward(&mut streams[0], patches, patch_low, Write::Set, adapter);
         if let Some(observe) = &mut observer {
             observe(Tap::VisionCos, cos);

@@ -9,7 +9,7 @@ use common::*;
 use mgsd_compute::ops::adamw::{self, AdamW};
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads, Teacher, TokenStats};
 use mgsd_compute::ops::rows as row_ops;
-use mgsd_compute::{Tensor, Write};
+use mgsd_compute::{Dtype, Tensor, Write};
 use mgsd_model::batch::Batch;
 use mgsd_model::linear::Adapter;
 use mgsd_model::lora::LoraConfig;
@@ -78,7 +78,7 @@ impl Pass {
     }
 
     fn back(&mut self, model: &mut Qwen3Vl, batch: &Batch, index: &[u32]) {
-        self.d_hidden.resize(batch.tokens(), self.d_rows.cols());
+        self.d_hidden.place(&self.d_rows, batch.tokens(), self.d_rows.cols());
         self.d_hidden.fill(0.0);
         row_ops::scatter(&mut self.d_hidden, &self.d_rows, index, Write::Set);
         model.backward(batch, &mut self.acts, &self.d_hidden);
@@ -253,8 +253,9 @@ fn one_adamw_step_on_the_stored_gradient_gives_the_stored_parameters() {
             let cols = parameter.value.cols();
             let mut value = tensor(&parameter.value.to_vec(), cols);
             let grad = tensor(floats(&stored, &format!("grad.{}", parameter.name)), cols);
-            let (mut first, mut second) = (Tensor::zeros(value.rows(), cols), Tensor::zeros(value.rows(), cols));
-            adamw::step(&mut value, &grad, &mut first, &mut second, &ADAMW, 1, clip_factor(norm));
+            let zeros = || Tensor::zeros_on(device(), Dtype::F32, value.rows(), cols);
+            let (mut first, mut second) = (zeros(), zeros());
+            adamw::step(&mut value, None, &grad, &mut first, &mut second, &ADAMW, 1, clip_factor(norm));
             assert_near(&parameter.name, &value.to_vec(), expected.as_f32().expect("floats"), 1e-6);
             compared += 1;
         }
@@ -270,12 +271,12 @@ fn five_lora_steps_follow_pytorch() {
         let mut model = tied_with_adapter(&root);
         let data = supervised(&model, &stored);
         let mut pass = Pass::new(&model);
-        let zeros = |p: &&mgsd_model::param::Parameter| Tensor::zeros(p.value.rows(), p.value.cols());
+        let zeros = |p: &&mgsd_model::param::Parameter| Tensor::zeros_on(device(), Dtype::F32, p.value.rows(), p.value.cols());
         let mut moments: Vec<(Tensor, Tensor)> = model.parameters().iter().map(|p| (zeros(p), zeros(p))).collect();
         for step in 1..=5u64 {
             let loss = pass.run(&mut model, &data, Adapter::On);
             let squares: f64 =
-                model.parameters().iter().filter_map(|p| p.grad.as_ref()).map(adamw::sum_of_squares).sum();
+                adamw::sum_of_squares(model.parameters().iter().filter_map(|p| p.grad.as_ref()));
             let norm = squares.sqrt();
             assert!((loss - f64::from(floats(&stored, "step_losses")[step as usize - 1])).abs() < 1e-4, "loss {step}");
             assert!(
@@ -284,7 +285,7 @@ fn five_lora_steps_follow_pytorch() {
             );
             for (parameter, (first, second)) in model.parameters_mut().into_iter().zip(&mut moments) {
                 if let Some(grad) = &parameter.grad {
-                    adamw::step(&mut parameter.value, grad, first, second, &ADAMW, step, clip_factor(norm));
+                    adamw::step(&mut parameter.value, None, grad, first, second, &ADAMW, step, clip_factor(norm));
                 }
             }
             compare_parameters(&model, &steps, step);

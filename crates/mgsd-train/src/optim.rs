@@ -2,7 +2,7 @@
 
 use crate::error::{Result, TrainError};
 use crate::recipe::Optimiser;
-use mgsd_compute::Tensor;
+use mgsd_compute::{Dtype, Tensor};
 use mgsd_compute::ops::adamw;
 use mgsd_model::param::Parameter;
 use mgsd_model::weights::Array;
@@ -20,12 +20,13 @@ struct Moments {
     name: String,
     first: Tensor,
     second: Tensor,
+    /// What a 32-bit master has beyond a bfloat16 parameter, on a GPU.
+    rest: Option<Tensor>,
 }
 
 /// Root of the sum of squares of all gradients, in f64.
 pub fn gradient_norm<'a>(parameters: impl IntoIterator<Item = &'a Parameter>) -> f64 {
-    let squares = parameters.into_iter().filter_map(|parameter| parameter.grad.as_ref()).map(adamw::sum_of_squares);
-    squares.sum::<f64>().sqrt()
+    adamw::sum_of_squares(parameters.into_iter().filter_map(|parameter| parameter.grad.as_ref())).sqrt()
 }
 
 /// Factor that brings a gradient of `norm` to at most `limit` (0: no limit): `min(1, limit / (norm + 1e-6))`.
@@ -36,7 +37,10 @@ pub fn clip_factor(norm: f64, limit: f64) -> f64 {
 impl OptimiserState {
     /// Zero moments for every trained parameter.
     pub fn new<'a>(parameters: impl IntoIterator<Item = &'a Parameter>, settings: Optimiser) -> Self {
-        let zeros = |parameter: &Parameter| Tensor::zeros(parameter.value.rows(), parameter.value.cols());
+        let zeros = |parameter: &Parameter| {
+            let value = &parameter.value;
+            Tensor::zeros_on(value.device(), Dtype::F32, value.rows(), value.cols())
+        };
         let moments = parameters
             .into_iter()
             .filter(|parameter| parameter.is_trainable())
@@ -44,6 +48,7 @@ impl OptimiserState {
                 name: parameter.name.clone(),
                 first: zeros(parameter),
                 second: zeros(parameter),
+                rest: adamw::rest_of(&parameter.value),
             })
             .collect();
         Self { settings, moments, steps: 0 }
@@ -64,15 +69,20 @@ impl OptimiserState {
         for (parameter, moments) in trained.zip(&mut self.moments) {
             assert_eq!(parameter.name, moments.name, "the order of parameters changed");
             let Parameter { value, grad: Some(grad), .. } = parameter else { continue };
-            adamw::step(value, grad, &mut moments.first, &mut moments.second, &settings, self.steps, scale);
+            let Moments { first, second, rest, .. } = moments;
+            adamw::step(value, rest.as_mut(), grad, first, second, &settings, self.steps, scale);
         }
     }
 
-    /// Puts the moments into `arrays` as `exp_avg.NAME` and `exp_avg_sq.NAME`.
+    /// Puts the moments into `arrays` as `exp_avg.NAME` and `exp_avg_sq.NAME`, and the rest of a master as
+    /// `master_rest.NAME` (the bit patterns, read as bfloat16).
     pub(crate) fn store(&self, arrays: &mut BTreeMap<String, Array>) {
         for moments in &self.moments {
             for (prefix, tensor) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
                 arrays.insert(format!("{prefix}.{}", moments.name), array_of(tensor));
+            }
+            if let Some(rest) = &moments.rest {
+                arrays.insert(format!("master_rest.{}", moments.name), array_of(rest));
             }
         }
     }
@@ -84,6 +94,9 @@ impl OptimiserState {
             let name = &moments.name;
             copy_array(path, arrays, &format!("exp_avg.{name}"), &mut moments.first)?;
             copy_array(path, arrays, &format!("exp_avg_sq.{name}"), &mut moments.second)?;
+            if let Some(rest) = &mut moments.rest {
+                copy_array(path, arrays, &format!("master_rest.{name}"), rest)?;
+            }
         }
         Ok(())
     }

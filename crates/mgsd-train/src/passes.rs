@@ -54,7 +54,7 @@ impl Passes {
 
     /// Spreads `self.d_hidden` over the batch and adds the gradients of the trained parameters.
     pub(crate) fn backward(&mut self, model: &mut Qwen3Vl, micro: &MicroBatch) {
-        self.d_all.resize(micro.batch.tokens(), self.hidden.cols());
+        self.d_all.place(&self.hidden, micro.batch.tokens(), self.hidden.cols());
         self.d_all.fill(0.0);
         rows::scatter(&mut self.d_all, &self.d_hidden, &micro.rows, Write::Set);
         model.backward(&micro.batch, &mut self.acts, &self.d_all);

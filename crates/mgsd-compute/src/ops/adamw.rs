@@ -1,6 +1,7 @@
 //! AdamW (decoupled weight decay, Loshchilov and Hutter, arXiv 1711.05101), PyTorch's formula.
 
-use crate::{Tensor, check, par};
+use crate::cuda::{Arg, Kernel};
+use crate::{Dtype, Tensor, check, par};
 
 /// The optimiser's settings.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +22,13 @@ pub struct AdamW {
 ///
 /// `p -= lr wd p`, `m = β₁ m + (1 - β₁) g`, `v = β₂ v + (1 - β₂) g²`,
 /// `p -= lr / (1 - β₁^t) · m / (√v / √(1 - β₂^t) + eps)`.
+///
+/// On a GPU a bfloat16 parameter is the rounded half of a 32-bit master; `rest` holds the other half, as
+/// [`rest_of`] makes it. It is `None` for parameters that are 32-bit floats themselves.
+#[allow(clippy::too_many_arguments)] // All that a step reads and writes.
 pub fn step(
     param: &mut Tensor,
+    rest: Option<&mut Tensor>,
     grad: &Tensor,
     first_moment: &mut Tensor,
     second_moment: &mut Tensor,
@@ -48,6 +54,24 @@ pub fn step(
         size: (f64_of(settings.learning_rate) / correction1) as f32,
         grad_scale,
     };
+    if let Some(gpu) = param.gpu() {
+        let len = param.len();
+        let mut args: Vec<Arg> = vec![param.pointer().into()];
+        let (function, each) = match (param.dtype(), rest) {
+            (Dtype::F32, None) => ("step_f32", 1),
+            (Dtype::Bf16, Some(rest)) => {
+                check::same("adamw::step", "rest", rest, "param", param);
+                args.push(rest.pointer().into());
+                ("step_bf16", 4)
+            }
+            (dtype, rest) => panic!("adamw::step: {dtype:?} parameter and {} rest", rest.map_or("no", |_| "a")),
+        };
+        let moments = [grad.pointer_f32(), first_moment.pointer_f32(), second_moment.pointer_f32(), len as u64];
+        args.extend(moments.map(Arg::from));
+        let f = &factors;
+        args.extend([f.grad_scale, f.keep, f.new1, f.beta2, f.new2, f.root, f.eps, f.size].map(Arg::from));
+        return gpu.flat(Kernel::plain("adamw", function), len, each, &args);
+    }
     let grad = grad.as_slice();
     let first = par::Out::new(first_moment.as_mut_slice());
     let second = par::Out::new(second_moment.as_mut_slice());
@@ -67,8 +91,47 @@ fn f64_of(x: f32) -> f64 {
     if decimal as f32 == x { decimal } else { wide }
 }
 
-/// Sum of squares in f64, for the global norm.
-pub fn sum_of_squares(grad: &Tensor) -> f64 {
+/// What a master of 32 bits needs beside `param` ([`step`]), zero at first; `None` where `param` is its own master.
+pub fn rest_of(param: &Tensor) -> Option<Tensor> {
+    let needed = param.gpu().is_some() && param.dtype() == Dtype::Bf16;
+    needed.then(|| Tensor::zeros_on(param.device(), Dtype::Bf16, param.rows(), param.cols()))
+}
+
+/// Sum of the squares of all numbers in f64, for the global norm.
+pub fn sum_of_squares<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> f64 {
+    let mut sum = 0.0;
+    let mut on_gpu: Vec<&Tensor> = Vec::new();
+    for grad in grads {
+        match grad.gpu() {
+            Some(_) => on_gpu.push(grad),
+            None => sum += sum_on_cpu(grad),
+        }
+    }
+    sum + sum_on_gpu(&on_gpu)
+}
+
+/// Sums of blocks first, then of those, in order; one number comes back.
+fn sum_on_gpu(grads: &[&Tensor]) -> f64 {
+    const BLOCK: usize = 8192;
+    let Some(gpu) = grads.first().and_then(|grad| grad.gpu()) else { return 0.0 };
+    let blocks: usize = grads.iter().map(|grad| grad.len().div_ceil(BLOCK)).sum();
+    let total = gpu.scratch("squares", (blocks + 1) * 8);
+    let sums = total + 8;
+    let mut at = sums;
+    for grad in grads {
+        let count = grad.len().div_ceil(BLOCK);
+        let args = [at.into(), grad.pointer_f32().into(), (grad.len() as u64).into()];
+        gpu.launch(Kernel::plain("adamw", "squares"), [count as u32, 1, 1], [256, 1], 0, &args);
+        at += count as u64 * 8;
+    }
+    let args = [total.into(), sums.into(), blocks.into()];
+    gpu.launch(Kernel::plain("adamw", "total"), [1, 1, 1], [256, 1], 0, &args);
+    let mut sum = [0.0f64];
+    gpu.copy_out(total, bytemuck::cast_slice_mut(&mut sum));
+    sum[0]
+}
+
+fn sum_on_cpu(grad: &Tensor) -> f64 {
     const BLOCK: usize = 256 * 1024;
     let grad = grad.as_slice();
     // A rayon reduction would add in an order of its own, so blocks are summed where they stand.

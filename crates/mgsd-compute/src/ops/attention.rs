@@ -4,10 +4,11 @@
 //! `out_i = Σ_j p_ij v_j`, `p_ij = exp(scale q_i·k_j - lse_i)`. No `tokens x tokens` matrix is kept: the backward pass
 //! makes `p` again from `lse` (Dao et al., arXiv 2205.14135).
 
-use crate::{Tensor, check, par};
+use crate::{Dtype, Tensor, check, par};
 
 mod backward;
 mod cache;
+mod cuda;
 mod forward;
 
 pub use cache::{KvCache, decode};
@@ -73,8 +74,11 @@ impl Layout<'_> {
 /// `out` and its softmax's `log_sum_exp: [tokens, heads]`, which the backward pass needs.
 pub fn forward(out: &mut Tensor, log_sum_exp: &mut Tensor, q: &Tensor, k: &Tensor, v: &Tensor, layout: &Layout) {
     layout.check("attention::forward", q, k, v);
-    out.resize(q.rows(), q.cols());
-    log_sum_exp.resize(q.rows(), layout.heads);
+    out.place(q, q.rows(), q.cols());
+    log_sum_exp.place_on(q.device(), Dtype::F32, q.rows(), layout.heads);
+    if let Some(gpu) = q.gpu() {
+        return cuda::forward(gpu, out, log_sum_exp, q, k, v, layout);
+    }
     forward::run(
         par::Out::new(out.as_mut_slice()),
         par::Out::new(log_sum_exp.as_mut_slice()),
@@ -105,9 +109,12 @@ pub fn backward(
     check::same(op, "dout", dout, "q", q);
     check::same(op, "out", out, "q", q);
     check::shape(op, "log_sum_exp", log_sum_exp, q.rows(), layout.heads);
-    dq.resize(q.rows(), q.cols());
-    dk.resize(k.rows(), k.cols());
-    dv.resize(v.rows(), v.cols());
+    dq.place(q, q.rows(), q.cols());
+    dk.place(k, k.rows(), k.cols());
+    dv.place(v, v.rows(), v.cols());
+    if let Some(gpu) = q.gpu() {
+        return cuda::backward(gpu, [dq, dk, dv], [dout, out, log_sum_exp, q, k, v], layout);
+    }
     let given = backward::Given {
         dout: dout.as_slice(),
         out: out.as_slice(),

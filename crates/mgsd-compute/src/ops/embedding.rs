@@ -9,7 +9,13 @@ const BUCKETS: usize = 16;
 pub fn forward(out: &mut Tensor, ids: &[u32], table: &Tensor) {
     let width = table.cols();
     check_ids("embedding::forward", ids, table.rows());
-    out.resize(ids.len(), width);
+    out.place(table, ids.len(), width);
+    if let Some(gpu) = table.gpu() {
+        check::eights("embedding::forward", table);
+        let args = [out.pointer().into(), table.pointer().into(), gpu.list(ids).into(), width.into()];
+        let block = [width.div_ceil(8).next_multiple_of(32).min(256) as u32, 1];
+        return gpu.launch(out.kernel("embedding", "forward"), [ids.len() as u32, 1, 1], block, 0, &args);
+    }
     let values = table.values();
     let out = par::Out::new(out.as_mut_slice());
     par::row_blocks(ids.len(), width, |first, count| {
@@ -26,6 +32,27 @@ pub fn backward(dtable: &mut Tensor, ids: &[u32], dout: &Tensor, skip: Option<u3
     let width = dtable.cols();
     check_ids("embedding::backward", ids, dtable.rows());
     check::shape("embedding::backward", "dout", dout, ids.len(), width);
+    if let Some(gpu) = dout.gpu() {
+        check::eights("embedding::backward", dout);
+        // Rows of equal id stand together, so that each table row has one writer.
+        let mut order: Vec<u32> = (0..ids.len() as u32).filter(|&row| Some(ids[row as usize]) != skip).collect();
+        order.sort_by_key(|&row| ids[row as usize]);
+        let mut starts: Vec<u32> = (0..order.len() as u32)
+            .filter(|&at| at == 0 || ids[order[at as usize] as usize] != ids[order[at as usize - 1] as usize])
+            .collect();
+        let blocks = starts.len() as u32;
+        starts.push(order.len() as u32);
+        let args = [
+            dtable.pointer_f32().into(),
+            dout.pointer().into(),
+            gpu.list(ids).into(),
+            gpu.list(&order).into(),
+            gpu.list(&starts).into(),
+            width.into(),
+        ];
+        let block = [width.div_ceil(8).next_multiple_of(32).min(256) as u32, 1];
+        return gpu.launch(dout.kernel("embedding", "backward"), [blocks, 1, 1], block, 0, &args);
+    }
     let dout = dout.as_slice();
     let dtable = par::Out::new(dtable.as_mut_slice());
     par::tasks(BUCKETS, |bucket| {

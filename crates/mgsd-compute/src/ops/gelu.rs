@@ -13,7 +13,16 @@ pub enum Gelu {
 
 /// `out = gelu(x)`
 pub fn forward(out: &mut Tensor, x: &Tensor, kind: Gelu) {
-    out.resize(x.rows(), x.cols());
+    out.place(x, x.rows(), x.cols());
+    if let Some(gpu) = x.gpu() {
+        check::eights("gelu::forward", x);
+        let function = match kind {
+            Gelu::Erf => "forward_erf",
+            Gelu::Tanh => "forward_tanh",
+        };
+        let args = [out.pointer().into(), x.pointer().into(), (x.len() as u64).into()];
+        return gpu.flat(x.kernel("gelu", function), x.len(), 8, &args);
+    }
     let x = x.as_slice();
     par::chunks_mut(out.as_mut_slice(), |start, out| {
         let x = &x[start..start + out.len()];
@@ -27,7 +36,16 @@ pub fn forward(out: &mut Tensor, x: &Tensor, kind: Gelu) {
 /// `dx = dout * gelu'(x)`
 pub fn backward(dx: &mut Tensor, dout: &Tensor, x: &Tensor, kind: Gelu) {
     check::same("gelu::backward", "dout", dout, "x", x);
-    dx.resize(x.rows(), x.cols());
+    dx.place(x, x.rows(), x.cols());
+    if let Some(gpu) = x.gpu() {
+        check::eights("gelu::backward", x);
+        let function = match kind {
+            Gelu::Erf => "backward_erf",
+            Gelu::Tanh => "backward_tanh",
+        };
+        let args = [dx.pointer().into(), dout.pointer().into(), x.pointer().into(), (x.len() as u64).into()];
+        return gpu.flat(x.kernel("gelu", function), x.len(), 8, &args);
+    }
     let (dout, x) = (dout.as_slice(), x.as_slice());
     par::chunks_mut(dx.as_mut_slice(), |start, dx| {
         let range = start..start + dx.len();

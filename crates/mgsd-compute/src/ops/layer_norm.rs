@@ -10,7 +10,20 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps
     check::shape(op, "weight", weight, 1, weight.cols());
     check::same(op, "bias", bias, "weight", weight);
     check::groups(op, x, weight.cols());
-    out.resize(x.rows(), x.cols());
+    out.place(x, x.rows(), x.cols());
+    if let Some(gpu) = x.gpu() {
+        let (groups, block) = cuda_shape(x, weight.cols());
+        let args = [
+            out.pointer().into(),
+            x.pointer().into(),
+            weight.pointer_f32().into(),
+            bias.pointer_f32().into(),
+            groups.into(),
+            weight.cols().into(),
+            eps.into(),
+        ];
+        return gpu.launch(x.kernel("layer_norm", "forward"), [groups as u32, 1, 1], block, 0, &args);
+    }
     let (rows, cols) = (x.rows(), x.cols());
     let (x, weight, bias) = (x.as_slice(), weight.as_slice(), bias.as_slice());
     let out = par::Out::new(out.as_mut_slice());
@@ -39,8 +52,33 @@ pub fn backward(
     check::groups(op, x, group);
     check::same(op, "dout", dout, "x", x);
     match write {
-        Write::Set => dx.resize(x.rows(), x.cols()),
+        Write::Set => dx.place(x, x.rows(), x.cols()),
         Write::Add => check::same(op, "dx", dx, "x", x),
+    }
+    if let Some(gpu) = x.gpu() {
+        let (groups, block) = cuda_shape(x, group);
+        let blocks = groups.min(gpu.multiprocessors() as usize * 2);
+        let half = blocks * group * 4;
+        let partials = if dparams.is_some() { gpu.scratch("partials", 2 * half) } else { 0 };
+        let args = [
+            dx.pointer().into(),
+            partials.into(),
+            dout.pointer().into(),
+            x.pointer().into(),
+            weight.pointer_f32().into(),
+            groups.into(),
+            group.into(),
+            eps.into(),
+            (write == Write::Add).into(),
+        ];
+        gpu.launch(x.kernel("layer_norm", "backward"), [blocks as u32, 1, 1], block, 0, &args);
+        if let Some((dweight, dbias)) = dparams {
+            check::shape(op, "dweight", dweight, 1, group);
+            check::shape(op, "dbias", dbias, 1, group);
+            super::linear::cuda::add_partials(gpu, dweight.pointer_f32(), partials, blocks, group);
+            super::linear::cuda::add_partials(gpu, dbias.pointer_f32(), partials + half as u64, blocks, group);
+        }
+        return;
     }
     let (rows, cols) = (x.rows(), x.cols());
     let (dout, x, weight) = (dout.as_slice(), x.as_slice(), weight.as_slice());
@@ -69,6 +107,15 @@ pub fn backward(
             });
         }
     }
+}
+
+/// Groups and the threads of a block on a GPU.
+fn cuda_shape(x: &Tensor, width: usize) -> (usize, [u32; 2]) {
+    assert!(
+        width.is_multiple_of(8) && width <= 32768,
+        "layer_norm on a GPU: groups of {width} numbers; a multiple of 8 up to 32768 is expected"
+    );
+    (x.len() / width, [width.div_ceil(8).next_multiple_of(32).min(1024) as u32, 1])
 }
 
 mod cpu {

@@ -3,17 +3,21 @@
 use crate::{Tensor, Write, check, par};
 
 pub(crate) mod cpu;
+pub(crate) mod cuda;
 
 /// `out (=|+=) alpha * x wᵀ (+ bias)`; resizes `out` when `write` is `Set`.
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, alpha: f32, write: Write) {
     let op = "linear::forward";
     check::shape(op, "weight", weight, weight.rows(), x.cols());
     match write {
-        Write::Set => out.resize(x.rows(), weight.rows()),
+        Write::Set => out.place(x, x.rows(), weight.rows()),
         Write::Add => check::shape(op, "out", out, x.rows(), weight.rows()),
     }
     if let Some(bias) = bias {
         check::shape(op, "bias", bias, 1, weight.rows());
+    }
+    if let Some(gpu) = x.gpu() {
+        return cuda::forward(gpu, out, x, weight, bias, alpha, write);
     }
     let size = cpu::Size { tokens: x.rows(), inputs: x.cols(), outputs: weight.rows() };
     cpu::forward(out.as_mut_slice(), x.as_slice(), weight.values(), size, alpha, write);
@@ -30,13 +34,29 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tens
     }
 }
 
+/// `out = base + x wᵀ (+ bias)`: a layer whose result is added to the stream. `base` and `out` have one shape.
+pub fn forward_onto(out: &mut Tensor, base: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) {
+    let op = "linear::forward_onto";
+    check::shape(op, "base", base, x.rows(), weight.rows());
+    if let Some(gpu) = x.gpu() {
+        check::shape(op, "weight", weight, weight.rows(), x.cols());
+        out.place(x, x.rows(), weight.rows());
+        return cuda::forward_onto(gpu, out, base, x, weight, bias);
+    }
+    out.copy_from(base);
+    forward(out, x, weight, bias, 1.0, Write::Add);
+}
+
 /// `dx (=|+=) alpha * dy w`
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, weight: &Tensor, alpha: f32, write: Write) {
     let op = "linear::backward_input";
     check::shape(op, "weight", weight, dy.cols(), weight.cols());
     match write {
-        Write::Set => dx.resize(dy.rows(), weight.cols()),
+        Write::Set => dx.place(dy, dy.rows(), weight.cols()),
         Write::Add => check::shape(op, "dx", dx, dy.rows(), weight.cols()),
+    }
+    if let Some(gpu) = dy.gpu() {
+        return cuda::backward_input(gpu, dx, dy, weight, alpha, write);
     }
     let size = cpu::Size { tokens: dy.rows(), inputs: weight.cols(), outputs: weight.rows() };
     cpu::backward_input(dx.as_mut_slice(), dy.as_slice(), weight.values(), size, alpha, write);
@@ -47,6 +67,9 @@ pub fn backward_weight(dweight: &mut Tensor, dy: &Tensor, x: &Tensor, alpha: f32
     let op = "linear::backward_weight";
     check::shape(op, "dweight", dweight, dy.cols(), x.cols());
     check::shape(op, "x", x, dy.rows(), x.cols());
+    if let Some(gpu) = dy.gpu() {
+        return cuda::backward_weight(gpu, dweight, dy, x, alpha);
+    }
     let size = cpu::Size { tokens: x.rows(), inputs: x.cols(), outputs: dy.cols() };
     cpu::backward_weight(dweight.as_mut_slice(), dy.as_slice(), x.as_slice(), size, alpha);
 }
@@ -54,6 +77,9 @@ pub fn backward_weight(dweight: &mut Tensor, dy: &Tensor, x: &Tensor, alpha: f32
 /// `db += Σ_tokens dy`; `dbias: [1, out]`
 pub fn backward_bias(dbias: &mut Tensor, dy: &Tensor) {
     check::shape("linear::backward_bias", "dbias", dbias, 1, dy.cols());
+    if let Some(gpu) = dy.gpu() {
+        return cuda::backward_bias(gpu, dbias, dy);
+    }
     let (rows, cols, dy) = (dy.rows(), dy.cols(), dy.as_slice());
     par::row_blocks_summed(rows, cols, dbias.as_mut_slice(), |first, count, sums| {
         for row in first..first + count {

@@ -4,6 +4,7 @@
 use crate::{Tensor, Write, check};
 
 mod chunks;
+mod cuda;
 mod row;
 
 use chunks::{Results, for_each_row};
@@ -32,6 +33,9 @@ pub struct Grads<'a> {
 /// Log-probability of `targets`, and entropy; no gradient. `stats.loss` is `-log_prob`.
 pub fn log_probs(stats: &mut TokenStats, hidden: &Tensor, head: &Tensor, targets: &[u32]) {
     check_inputs("loss::log_probs", hidden, head, targets);
+    if let Some(gpu) = hidden.gpu() {
+        return cuda::run(gpu, stats, hidden, head, None, targets, None, cuda::Loss::LogProbs, None);
+    }
     for_each_row(stats, hidden, head, None, None, |i, logits, _, out| {
         let target = targets[i] as usize;
         *out = row::stats(logits, target);
@@ -51,6 +55,11 @@ pub fn cross_entropy(
     let op = "loss::cross_entropy";
     check_inputs(op, hidden, head, targets);
     check::length(op, "weights", weights.len(), targets.len());
+    if let Some(gpu) = hidden.gpu() {
+        let loss = cuda::Loss::CrossEntropy;
+        cuda::run(gpu, stats, hidden, head, None, targets, Some(weights), loss, grads);
+        return weighted_sum(weights, &stats.loss);
+    }
     let slope = grads.is_some();
     for_each_row(stats, hidden, head, None, grads, |i, logits, _, out| {
         let target = targets[i] as usize;
@@ -115,6 +124,12 @@ pub fn distill(
         assert!(beta > 0.0 && beta < 1.0, "{op}: beta must lie between 0 and 1, is {beta}");
     }
     let top_k = teacher.top_k.map(|k| k.clamp(1, vocab)).filter(|k| *k < vocab);
+    if let Some(gpu) = hidden.gpu() {
+        let loss = cuda::Loss::Distill { kind, top_k, teacher_log_prob };
+        let other = Some((teacher.hidden, teacher.head));
+        cuda::run(gpu, stats, hidden, head, other, targets, Some(weights), loss, grads);
+        return weighted_sum(weights, &stats.loss);
+    }
     let slope = grads.is_some();
     teacher_log_prob.clear();
     teacher_log_prob.resize(targets.len(), 0.0);
@@ -166,6 +181,11 @@ pub fn policy_gradient(
     check::length(op, "old_log_prob", old_log_prob.len(), targets.len());
     check::length(op, "advantage", advantage.len(), targets.len());
     check::length(op, "weights", weights.len(), targets.len());
+    if let Some(gpu) = hidden.gpu() {
+        let loss = cuda::Loss::PolicyGradient { clip, old_log_prob, advantage };
+        cuda::run(gpu, stats, hidden, head, None, targets, Some(weights), loss, grads);
+        return weighted_sum(weights, &stats.loss);
+    }
     let slope = grads.is_some();
     for_each_row(stats, hidden, head, None, grads, |i, logits, _, out| {
         let target = targets[i] as usize;
@@ -197,6 +217,9 @@ fn clipped(clip: Clip, advantage: f32, ratio: f32) -> (f32, f32) {
 
 /// `logits: [n, vocab]` for sampling and for tracing; small n only.
 pub fn logits(out: &mut Tensor, hidden: &Tensor, head: &Tensor) {
+    if let Some(gpu) = hidden.gpu() {
+        return cuda::logits(gpu, out, hidden, head);
+    }
     super::linear::forward(out, hidden, head, None, 1.0, Write::Set);
 }
 

@@ -11,4 +11,5 @@ pub mod loss;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;
+pub mod sample;
 pub mod swiglu;

@@ -10,7 +10,13 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) {
     let op = "rms_norm::forward";
     check::shape(op, "weight", weight, 1, weight.cols());
     check::groups(op, x, weight.cols());
-    out.resize(x.rows(), x.cols());
+    out.place(x, x.rows(), x.cols());
+    if let Some(gpu) = x.gpu() {
+        let shape = cuda::Shape::of(gpu, x, weight.cols());
+        let args = [out.pointer().into(), x.pointer().into(), weight.pointer_f32().into(), shape.groups.into()];
+        let args = [args[0], args[1], args[2], args[3], shape.width.into(), eps.into()];
+        return gpu.launch(x.kernel("rms_norm", shape.pick("forward")), shape.all(), shape.block, 0, &args);
+    }
     let (cols, x, weight) = (x.cols(), x.as_slice(), weight.as_slice());
     let rows = out.rows();
     let out = par::Out::new(out.as_mut_slice());
@@ -38,8 +44,30 @@ pub fn backward(
     check::groups(op, x, group);
     check::same(op, "dout", dout, "x", x);
     match write {
-        Write::Set => dx.resize(x.rows(), x.cols()),
+        Write::Set => dx.place(x, x.rows(), x.cols()),
         Write::Add => check::same(op, "dx", dx, "x", x),
+    }
+    if let Some(gpu) = x.gpu() {
+        let shape = cuda::Shape::of(gpu, x, group);
+        let partials = if dweight.is_some() { gpu.scratch("partials", shape.workers() * group * 4) } else { 0 };
+        let args = [
+            dx.pointer().into(),
+            partials.into(),
+            dout.pointer().into(),
+            x.pointer().into(),
+            weight.pointer_f32().into(),
+            shape.groups.into(),
+            shape.width.into(),
+            eps.into(),
+            (write == Write::Add).into(),
+        ];
+        gpu.launch(x.kernel("rms_norm", shape.pick("backward")), shape.few(), shape.block, 0, &args);
+        if let Some(dweight) = dweight {
+            check::shape(op, "dweight", dweight, 1, group);
+            let workers = shape.workers();
+            super::linear::cuda::add_partials(gpu, dweight.pointer_f32(), partials, workers, group);
+        }
+        return;
     }
     let (rows, cols) = (x.rows(), x.cols());
     let (dout, x, weight) = (dout.as_slice(), x.as_slice(), weight.as_slice());
@@ -58,6 +86,63 @@ pub fn backward(
             par::row_blocks_summed(rows, cols, dweight.as_mut_slice(), |first, count, sums| {
                 block(first, count, Some(sums));
             });
+        }
+    }
+}
+
+mod cuda {
+    use crate::Tensor;
+    use crate::cuda::Cuda;
+
+    /// How groups are dealt to blocks of threads.
+    pub(super) struct Shape {
+        pub(super) groups: usize,
+        pub(super) width: usize,
+        pub(super) block: [u32; 2],
+        few: u32,
+    }
+
+    /// Warps in a block that serves narrow groups.
+    const WARPS: u32 = 8;
+
+    impl Shape {
+        pub(super) fn of(gpu: &Cuda, x: &Tensor, width: usize) -> Self {
+            assert!(
+                width.is_multiple_of(8) && width <= 32768,
+                "rms_norm on a GPU: groups of {width} numbers; a multiple of 8 up to 32768 is expected"
+            );
+            let groups = x.len() / width;
+            let narrow = width <= 256;
+            let block = match narrow {
+                true => [32, WARPS],
+                false => [width.div_ceil(8).next_multiple_of(32).min(1024) as u32, 1],
+            };
+            let needed = if narrow { groups.div_ceil(WARPS as usize) } else { groups };
+            Self { groups, width, block, few: (needed as u32).min(gpu.multiprocessors() * 4) }
+        }
+
+        pub(super) fn pick(&self, direction: &str) -> &'static str {
+            match (direction, self.block[1] > 1) {
+                ("forward", true) => "forward_narrow",
+                ("forward", false) => "forward_wide",
+                (_, true) => "backward_narrow",
+                (_, false) => "backward_wide",
+            }
+        }
+
+        /// Blocks for all groups at once.
+        pub(super) fn all(&self) -> [u32; 3] {
+            [(self.groups as u32).div_ceil(self.block[1]), 1, 1]
+        }
+
+        /// Few blocks that go through many groups each.
+        pub(super) fn few(&self) -> [u32; 3] {
+            [self.few, 1, 1]
+        }
+
+        /// Partial sums of the weight's gradient.
+        pub(super) fn workers(&self) -> usize {
+            (self.few * self.block[1]) as usize
         }
     }
 }

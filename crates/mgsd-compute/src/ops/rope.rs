@@ -20,6 +20,20 @@ fn rotate(op: &str, x: &mut Tensor, cos: &Tensor, sin: &Tensor, sign: f32) {
     check::shape(op, "cos", cos, x.rows(), cos.cols());
     check::same(op, "sin", sin, "cos", cos);
     let (rows, cols, half) = (x.rows(), x.cols(), cos.cols());
+    if let Some(gpu) = x.gpu() {
+        assert!(half.is_multiple_of(4), "{op} on a GPU: heads of {} numbers; a multiple of 8 is expected", 2 * half);
+        let heads = cols / (2 * half);
+        let args = [
+            x.pointer().into(),
+            cos.pointer_f32().into(),
+            sin.pointer_f32().into(),
+            rows.into(),
+            heads.into(),
+            half.into(),
+            sign.into(),
+        ];
+        return gpu.flat(x.kernel("rope", "rotate"), rows * heads * half, 4, &args);
+    }
     let (cos, sin) = (cos.as_slice(), sin.as_slice());
     let x = par::Out::new(x.as_mut_slice());
     par::row_blocks(rows, cols, |first, count| {

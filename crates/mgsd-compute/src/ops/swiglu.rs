@@ -5,7 +5,12 @@ use crate::{Tensor, check, par};
 /// `out = silu(gate) * up`
 pub fn forward(out: &mut Tensor, gate: &Tensor, up: &Tensor) {
     check::same("swiglu::forward", "up", up, "gate", gate);
-    out.resize(gate.rows(), gate.cols());
+    out.place(gate, gate.rows(), gate.cols());
+    if let Some(gpu) = gate.gpu() {
+        check::eights("swiglu::forward", gate);
+        let args = [out.pointer().into(), gate.pointer().into(), up.pointer().into(), (gate.len() as u64).into()];
+        return gpu.flat(gate.kernel("swiglu", "forward"), gate.len(), 8, &args);
+    }
     let (gate, up) = (gate.as_slice(), up.as_slice());
     par::chunks_mut(out.as_mut_slice(), |start, out| {
         let range = start..start + out.len();
@@ -17,8 +22,20 @@ pub fn forward(out: &mut Tensor, gate: &Tensor, up: &Tensor) {
 pub fn backward(dgate: &mut Tensor, dup: &mut Tensor, dout: &Tensor, gate: &Tensor, up: &Tensor) {
     check::same("swiglu::backward", "up", up, "gate", gate);
     check::same("swiglu::backward", "dout", dout, "gate", gate);
-    dgate.resize(gate.rows(), gate.cols());
-    dup.resize(gate.rows(), gate.cols());
+    dgate.place(gate, gate.rows(), gate.cols());
+    dup.place(gate, gate.rows(), gate.cols());
+    if let Some(gpu) = gate.gpu() {
+        check::eights("swiglu::backward", gate);
+        let args = [
+            dgate.pointer().into(),
+            dup.pointer().into(),
+            dout.pointer().into(),
+            gate.pointer().into(),
+            up.pointer().into(),
+            (gate.len() as u64).into(),
+        ];
+        return gpu.flat(gate.kernel("swiglu", "backward"), gate.len(), 8, &args);
+    }
     let dup = par::Out::new(dup.as_mut_slice());
     let (dout, gate, up) = (dout.as_slice(), gate.as_slice(), up.as_slice());
     par::chunks_mut(dgate.as_mut_slice(), |start, dgate| {

@@ -2,9 +2,8 @@
 
 use mgsd_compute::ops::attention::{self, Layout};
 use mgsd_compute::ops::gelu::{self, Gelu};
-use mgsd_compute::ops::{layer_norm, rope};
+use mgsd_compute::ops::{layer_norm, rope, rows};
 use mgsd_compute::{Tensor, Write};
-use rayon::prelude::*;
 
 use super::Descent;
 use crate::linear::{Adapter, Linear};
@@ -116,17 +115,15 @@ impl VisionBlock {
         let &Common { cos, sin, ref layout, adapter } = common;
         self.norm1.forward(&mut a.attn_in, x);
         self.qkv.forward(qkv, &a.attn_in, &mut a.low[0], Write::Set, adapter);
-        split_columns([&mut a.q, &mut a.k, &mut a.v], qkv);
+        rows::split_columns([&mut a.q, &mut a.k, &mut a.v], qkv);
         rope::forward(&mut a.q, cos, sin);
         rope::forward(&mut a.k, cos, sin);
         attention::forward(&mut a.attended, &mut a.log_sum_exp, &a.q, &a.k, &a.v, layout);
-        a.mid.copy_from(x);
-        self.proj.forward(&mut a.mid, &a.attended, &mut a.low[1], Write::Add, adapter);
+        self.proj.forward_onto(&mut a.mid, x, &a.attended, &mut a.low[1], adapter);
         self.norm2.forward(&mut a.mlp_in, &a.mid);
         self.fc1.forward(&mut a.wide, &a.mlp_in, &mut a.low[2], Write::Set, adapter);
         gelu::forward(&mut a.bent, &a.wide, Gelu::Tanh);
-        out.copy_from(&a.mid);
-        self.fc2.forward(out, &a.bent, &mut a.low[3], Write::Add, adapter);
+        self.fc2.forward_onto(out, &a.mid, &a.bent, &mut a.low[3], adapter);
     }
 
     /// `d.stream` holds the gradient of the output and receives that of the input.
@@ -159,7 +156,7 @@ impl VisionBlock {
         );
         rope::backward(&mut d.q, cos, sin);
         rope::backward(&mut d.k, cos, sin);
-        join_columns(qkv, [&d.q, &d.k, &d.v]);
+        rows::join_columns(qkv, [&d.q, &d.k, &d.v]);
         let into = through || self.norm1.is_trainable();
         self.qkv.backward(into.then_some((&mut d.norm, Write::Set)), qkv, &a.attn_in, &a.low[0], &mut d.low, adapter);
         if into {
@@ -193,36 +190,5 @@ impl VisionBlock {
         self.norm1.visit_mut(f);
         self.norm2.visit_mut(f);
         [&mut self.qkv, &mut self.proj, &mut self.fc1, &mut self.fc2].into_iter().for_each(|l| l.visit_mut(f));
-    }
-}
-
-/// Rows worth handing to another thread in one piece.
-const ROWS: usize = 256;
-
-/// `x: [rows, 3 * width]` to three `[rows, width]`.
-fn split_columns(parts: [&mut Tensor; 3], x: &Tensor) {
-    let width = x.cols() / 3;
-    for (index, part) in parts.into_iter().enumerate() {
-        part.resize(x.rows(), width);
-        let blocks = part.as_mut_slice().par_chunks_mut(ROWS * width);
-        blocks.zip(x.as_slice().par_chunks(ROWS * 3 * width)).for_each(|(part, x)| {
-            for (part, x) in part.chunks_exact_mut(width).zip(x.chunks_exact(3 * width)) {
-                part.copy_from_slice(&x[index * width..(index + 1) * width]);
-            }
-        });
-    }
-}
-
-/// The inverse of [`split_columns`].
-fn join_columns(x: &mut Tensor, parts: [&Tensor; 3]) {
-    let width = parts[0].cols();
-    x.resize(parts[0].rows(), 3 * width);
-    for (index, part) in parts.into_iter().enumerate() {
-        let blocks = x.as_mut_slice().par_chunks_mut(ROWS * 3 * width);
-        blocks.zip(part.as_slice().par_chunks(ROWS * width)).for_each(|(x, part)| {
-            for (x, part) in x.chunks_exact_mut(3 * width).zip(part.chunks_exact(width)) {
-                x[index * width..(index + 1) * width].copy_from_slice(part);
-            }
-        });
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mgsd_compute::Tensor;
+use mgsd_compute::{Device, Dtype, Tensor};
 use mgsd_model::model::{Purpose, Qwen3Vl};
 use mgsd_model::patches::{Grid, ImagePatches};
 use mgsd_model::processor::Prompt;
@@ -24,8 +24,19 @@ pub fn arrays(path: PathBuf) -> Arrays {
     read_arrays(&path).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Where the network runs: `MGSD_TEST_DEVICE`, the CPU without it.
+pub fn device() -> Device {
+    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"))
+}
+
 pub fn model(root: &Path, name: &str) -> Qwen3Vl {
-    Qwen3Vl::load(&root.join(name), Purpose::Training).unwrap_or_else(|error| panic!("{error}"))
+    let mut model = Qwen3Vl::load(&root.join(name), Purpose::Training).unwrap_or_else(|error| panic!("{error}"));
+    let device = device();
+    if !device.is_cpu() {
+        model.move_to(device, Dtype::F32);
+    }
+    model
 }
 
 pub fn floats<'a>(arrays: &'a Arrays, name: &str) -> &'a [f32] {
@@ -118,5 +129,5 @@ pub fn left_half(values: &[f32], width: usize) -> Vec<f32> {
 }
 
 pub fn tensor(values: &[f32], cols: usize) -> Tensor {
-    Tensor::from_vec(values.len() / cols, cols, values.to_vec())
+    Tensor::from_vec(values.len() / cols, cols, values.to_vec()).to_device(device(), Dtype::F32)
 }

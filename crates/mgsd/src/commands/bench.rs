@@ -2,6 +2,7 @@
 
 use crate::console::Console;
 use clap::ValueEnum;
+use mgsd_model::bench_gpu;
 
 /// Measure speed; each line is NAME VALUE UNIT.
 ///
@@ -13,6 +14,23 @@ pub struct Args {
     /// Runs of which the median is taken.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
+    /// The GPU, for `gpu`.
+    #[arg(long, default_value = "cuda")]
+    device: String,
+    /// The published size, for `gpu`.
+    #[arg(long, value_enum, default_value = "4b")]
+    size: Size,
+    /// Parts of `gpu`.
+    #[arg(long, value_delimiter = ',', default_value = "matmul,stack,logp,sft,full,gen,opcd")]
+    what: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Size {
+    #[value(name = "4b")]
+    B4,
+    #[value(name = "8b")]
+    B8,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -23,11 +41,28 @@ enum Name {
     Compute,
     /// Training step and batched decoding of the peer's small decoder.
     Cpu,
+    /// Training, scoring and generation at the published sizes on a GPU, random weights.
+    Gpu,
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     anyhow::ensure!(args.repeats > 0, "--repeats is 0, expected at least 1");
+    // A long measurement tells each figure as it comes.
+    let say = |(name, value, unit): &(String, f64, &str)| console.say(format_args!("{name} {value:.1} {unit}"));
     let figures: Vec<(String, f64, &str)> = match args.name {
+        Name::Gpu => {
+            let device = mgsd_compute::Device::parse(&args.device).map_err(anyhow::Error::msg)?;
+            let size = match args.size {
+                Size::B4 => bench_gpu::Size::B4,
+                Size::B8 => bench_gpu::Size::B8,
+            };
+            let mut figures = Vec::new();
+            bench_gpu::run(device, size, &args.what, args.repeats, &mut |figure| {
+                say(&figure);
+                figures.push(figure);
+            })?;
+            figures
+        }
         Name::Tasks => {
             let folder = std::env::temp_dir().join(format!("mgsd-bench-{}", std::process::id()));
             let mut figures = mgsd_tasks::bench::generation(&folder, 200, args.repeats)?;
@@ -48,8 +83,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             ]
         }
     };
-    for (name, value, unit) in &figures {
-        console.say(format_args!("{name} {value:.1} {unit}"));
+    if !matches!(args.name, Name::Gpu) {
+        figures.iter().for_each(say);
     }
     let rows: Vec<_> = figures
         .iter()

@@ -1,5 +1,6 @@
 //! Keys and values of sequences that are being generated.
 
+use super::cuda::Cached;
 use super::forward::softmax_row;
 use crate::par::{self, Out};
 use crate::product::{Into, Left, Panels, Size, product};
@@ -8,7 +9,7 @@ use crate::{Tensor, check};
 
 /// Keys and values of many sequences for generation, one slot a sequence, up to `capacity` tokens each.
 ///
-/// Both are kept as the matrix kernel wants its right side, per slot and head: keys in panels of positions
+/// Memory is taken when the first keys are stored, on their device. On the CPU both are kept as the matrix kernel wants its right side, per slot and head: keys in panels of positions
 /// (`[capacity / width][head_dim][width]`), values in panels of columns (`[head_dim / width][capacity][width]`).
 pub struct KvCache {
     keys: Tensor,
@@ -22,17 +23,25 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `slots` sequences of `capacity` tokens.
     pub fn new(slots: usize, capacity: usize, kv_heads: usize, head_dim: usize) -> Self {
-        let width = panel_width();
-        let padded = capacity.next_multiple_of(width);
-        Self {
-            // Never-written keys must be finite: their scores are computed with their panel's, and dropped.
-            keys: Tensor::zeros(slots * kv_heads, padded * head_dim),
-            values: Tensor::zeros(slots * kv_heads, padded * head_dim.next_multiple_of(width)),
-            slots,
-            capacity: padded,
-            kv_heads,
-            head_dim,
+        let capacity = capacity.next_multiple_of(panel_width());
+        Self { keys: Tensor::empty(), values: Tensor::empty(), slots, capacity, kv_heads, head_dim }
+    }
+
+    /// Takes memory where the first keys come from.
+    fn settle(&mut self, k: &Tensor) {
+        if !self.keys.is_empty() {
+            return;
         }
+        let width = if k.gpu().is_some() { 1 } else { panel_width() };
+        // Never-written keys must be finite: their scores are computed with their panel's, and dropped.
+        let zeros = |cols| Tensor::zeros_on(k.device(), k.dtype(), self.slots * self.kv_heads, cols);
+        let (keys, values) = (self.capacity * self.head_dim, self.capacity * self.head_dim.next_multiple_of(width));
+        (self.keys, self.values) = (zeros(keys), zeros(values));
+    }
+
+    fn cached(&self) -> Cached<'_> {
+        let Self { keys, values, capacity, kv_heads, head_dim, .. } = self;
+        Cached { keys, values, capacity: *capacity, kv_heads: *kv_heads, head_dim: *head_dim }
     }
 
     /// Number of slots.
@@ -53,6 +62,10 @@ impl KvCache {
         check::shape(op, "v", v, tokens, self.kv_heads * dim);
         check::length(op, "slots", slots.len(), tokens);
         check::length(op, "positions", positions.len(), tokens);
+        self.settle(k);
+        if let Some(gpu) = k.gpu() {
+            return self.cached().store(gpu, k, v, slots, positions);
+        }
         let (k, v) = (k.as_slice(), v.as_slice());
         let (key_len, value_len) = (self.keys.cols(), self.values.cols());
         let (keys, values) = (self.keys.as_mut_slice(), self.values.as_mut_slice());
@@ -94,6 +107,10 @@ pub fn decode(out: &mut Tensor, q: &Tensor, cache: &KvCache, slots: &[u32], leng
         "{op}: {heads} heads must be a multiple of {} key-value heads",
         cache.kv_heads
     );
+    if let Some(gpu) = q.gpu() {
+        out.place(q, rows, q.cols());
+        return cache.cached().decode(gpu, out, q, slots, lengths, heads, scale);
+    }
     for (row, (&slot, &length)) in slots.iter().zip(lengths).enumerate() {
         assert!(
             (slot as usize) < cache.slots && length > 0 && length as usize <= cache.capacity,

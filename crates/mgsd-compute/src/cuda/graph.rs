@@ -1,0 +1,50 @@
+//! A sequence of launches recorded once and started with one call.
+
+use cudarc::driver::sys;
+
+use super::{Cuda, check};
+
+/// Recorded work. Everything that it reads and writes must stay where it was when it was recorded.
+pub struct Graph {
+    gpu: &'static Cuda,
+    run: sys::CUgraphExec,
+}
+
+// SAFETY: used through its GPU's stream only.
+unsafe impl Send for Graph {}
+
+impl Cuda {
+    /// Records what `work` asks for instead of doing it. `work` must have run once before, so that all memory is there,
+    /// all kernels are compiled and all lists are sent.
+    pub fn record(&'static self, work: impl FnOnce()) -> Graph {
+        self.enter();
+        let (mut graph, mut run) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: plain calls of the driver's interface with places for their results.
+        unsafe {
+            check("cuStreamBeginCapture", sys::cuStreamBeginCapture_v2(self.stream, mode));
+            work();
+            check("cuStreamEndCapture", sys::cuStreamEndCapture(self.stream, &mut graph));
+            check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut run, graph, 0));
+            check("cuGraphDestroy", sys::cuGraphDestroy(graph));
+        }
+        Graph { gpu: self, run }
+    }
+}
+
+impl Graph {
+    /// Asks for the recorded work once more.
+    pub fn launch(&self) {
+        self.gpu.enter();
+        // SAFETY: the graph lives as long as `self`.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.run, self.gpu.stream) });
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.gpu.synchronize();
+        // SAFETY: nothing uses it any more.
+        unsafe { sys::cuGraphExecDestroy(self.run) };
+    }
+}

@@ -1,0 +1,283 @@
+//! Our kernels: sources in `kernels/`, compiled at run time for the GPU that is there, kept in a cache on disk.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+
+use cudarc::driver::sys;
+use cudarc::nvrtc::sys as nvrtc;
+
+use super::{Cuda, check};
+
+/// What all sources begin with, and those of attention.
+const COMMON: &str = include_str!("kernels/common.cuh");
+const ATTENTION: &str = include_str!("kernels/attention.cuh");
+
+/// The source of each operation's kernels, by the operation's name.
+const SOURCES: &[(&str, &str)] = &[
+    ("adamw", include_str!("kernels/adamw.cu")),
+    ("attention_backward", include_str!("kernels/attention_backward.cu")),
+    ("attention_decode", include_str!("kernels/attention_decode.cu")),
+    ("attention_forward", include_str!("kernels/attention_forward.cu")),
+    ("elementwise", include_str!("kernels/elementwise.cu")),
+    ("embedding", include_str!("kernels/embedding.cu")),
+    ("gelu", include_str!("kernels/gelu.cu")),
+    ("interpolate", include_str!("kernels/interpolate.cu")),
+    ("layer_norm", include_str!("kernels/layer_norm.cu")),
+    ("linear", include_str!("kernels/linear.cu")),
+    ("loss", include_str!("kernels/loss.cu")),
+    ("random", include_str!("kernels/random.cu")),
+    ("rms_norm", include_str!("kernels/rms_norm.cu")),
+    ("rope", include_str!("kernels/rope.cu")),
+    ("rows", include_str!("kernels/rows.cu")),
+    ("sample", include_str!("kernels/sample.cu")),
+    ("swiglu", include_str!("kernels/swiglu.cu")),
+];
+
+/// What a source is compiled for: the macros it sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    /// Activations are bfloat16, else 32-bit floats.
+    pub bf16: bool,
+    /// Width of a head, for attention; 0 elsewhere.
+    pub head_dim: u16,
+    /// Whether attention is causal.
+    pub causal: bool,
+}
+
+/// One kernel: operation, function, variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    pub operation: &'static str,
+    pub function: &'static str,
+    pub variant: Variant,
+}
+
+impl Kernel {
+    /// A kernel that is the same for all types of activations.
+    pub(crate) fn plain(operation: &'static str, function: &'static str) -> Self {
+        Self { operation, function, variant: Variant::default() }
+    }
+}
+
+/// Modules and functions loaded so far.
+#[derive(Default)]
+pub(super) struct Kernels {
+    modules: HashMap<(&'static str, Variant), usize>,
+    functions: HashMap<Kernel, Function>,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: usize,
+    /// Dynamic shared memory that was allowed.
+    shared: u32,
+}
+
+/// A kernel's argument of at most eight bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Arg(u64);
+
+impl From<u64> for Arg {
+    /// A device pointer.
+    fn from(pointer: u64) -> Self {
+        Self(pointer)
+    }
+}
+
+impl From<usize> for Arg {
+    /// A 32-bit `int`.
+    fn from(number: usize) -> Self {
+        let number = i32::try_from(number).unwrap_or_else(|_| panic!("CUDA: {number} does not fit a kernel's int"));
+        Self(number as u32 as u64)
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(number: f32) -> Self {
+        Self(number.to_bits() as u64)
+    }
+}
+
+impl From<bool> for Arg {
+    /// A 32-bit `int`.
+    fn from(yes: bool) -> Self {
+        Self(yes as u64)
+    }
+}
+
+/// Whether NVRTC can be loaded.
+pub(super) fn present() -> Result<(), String> {
+    // SAFETY: only looks whether the library can be loaded.
+    match unsafe { nvrtc::is_culib_present() } {
+        true => Ok(()),
+        false => Err("NVRTC (libnvrtc) of the CUDA toolkit 12 or 13 is not there; install it (for instance \
+                      `pip install nvidia-cuda-nvrtc`) and put its folder on LD_LIBRARY_PATH"
+            .into()),
+    }
+}
+
+impl Cuda {
+    /// Starts a kernel. `args` must be what it declares, in order.
+    pub(crate) fn launch(&self, kernel: Kernel, grid: [u32; 3], block: [u32; 2], shared: u32, args: &[Arg]) {
+        if grid.contains(&0) {
+            return;
+        }
+        self.enter();
+        let function = self.function(kernel, shared);
+        let mut words: [u64; 40] = [0; 40];
+        let mut places = [std::ptr::null_mut(); 40];
+        for (index, arg) in args.iter().enumerate() {
+            words[index] = arg.0;
+            places[index] = (&raw mut words[index]).cast();
+        }
+        let handle = function.handle as sys::CUfunction;
+        let [x, y, z] = grid;
+        // SAFETY: the arguments lie in `words`; what they point to is the caller's promise.
+        let status = unsafe {
+            let none = std::ptr::null_mut();
+            let places = places.as_mut_ptr();
+            sys::cuLaunchKernel(handle, x, y, z, block[0], block[1], 1, shared, self.stream, places, none)
+        };
+        if status != sys::CUresult::CUDA_SUCCESS {
+            panic!("CUDA: kernel {kernel:?} with grid {grid:?}, block {block:?}, shared {shared} failed: {status:?}");
+        }
+    }
+
+    /// Starts a kernel whose threads take `each` of `count` numbers.
+    pub(crate) fn flat(&self, kernel: Kernel, count: usize, each: usize, args: &[Arg]) {
+        let threads = count.div_ceil(each);
+        self.launch(kernel, [threads.div_ceil(256) as u32, 1, 1], [256, 1], 0, args);
+    }
+
+    fn function(&self, kernel: Kernel, shared: u32) -> Function {
+        let mut kernels = self.kernels.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(function) = kernels.functions.get(&kernel)
+            && function.shared >= shared
+        {
+            return *function;
+        }
+        let key = (kernel.operation, kernel.variant);
+        let module = match kernels.modules.get(&key) {
+            Some(module) => *module,
+            None => {
+                let module = self.load(kernel.operation, kernel.variant);
+                kernels.modules.insert(key, module);
+                module
+            }
+        };
+        let mut handle = std::ptr::null_mut();
+        let name = CString::new(kernel.function).unwrap_or_default();
+        // SAFETY: the module was loaded and is never unloaded.
+        let status = unsafe { sys::cuModuleGetFunction(&mut handle, module as sys::CUmodule, name.as_ptr()) };
+        assert!(status == sys::CUresult::CUDA_SUCCESS, "CUDA: there is no kernel {kernel:?}: {status:?}");
+        if shared > 48 * 1024 {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a loaded module.
+            check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(handle, attribute, shared as i32) });
+        }
+        let function = Function { handle: handle as usize, shared: shared.max(48 * 1024) };
+        kernels.functions.insert(kernel, function);
+        function
+    }
+
+    fn load(&self, operation: &'static str, variant: Variant) -> usize {
+        let image = self.image(operation, variant);
+        let mut module = std::ptr::null_mut();
+        // SAFETY: `image` is a complete cubin, made for this GPU.
+        check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) });
+        module as usize
+    }
+
+    /// Machine code of an operation's kernels: from the cache if it is there, else compiled and put there.
+    fn image(&self, operation: &'static str, variant: Variant) -> Vec<u8> {
+        let found = SOURCES.iter().find(|(name, _)| *name == operation);
+        let (_, body) = found.unwrap_or_else(|| panic!("CUDA: no kernels for {operation}"));
+        let begin = if operation.starts_with("attention") { ATTENTION } else { COMMON };
+        let source = format!("{begin}\n#line 1 \"{operation}.cu\"\n{body}");
+        let options = self.options(variant);
+        let mut version = (0, 0);
+        // SAFETY: both places outlive the call.
+        unsafe { nvrtc::nvrtcVersion(&mut version.0, &mut version.1) };
+        let mut hasher = DefaultHasher::new();
+        (&source, &options, version).hash(&mut hasher);
+        let cached = cache_folder().map(|folder| folder.join(format!("{operation}-{:016x}.cubin", hasher.finish())));
+        if let Some(path) = &cached
+            && let Ok(image) = std::fs::read(path)
+            && image.starts_with(b"\x7fELF")
+        {
+            return image;
+        }
+        let image = compile(operation, &source, &options);
+        if let Some(path) = &cached {
+            keep(path, &image);
+        }
+        image
+    }
+
+    fn options(&self, variant: Variant) -> Vec<String> {
+        let (major, minor) = self.capability;
+        // Kernels may use what only this architecture has, where it has such a set.
+        let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
+        let mut options = vec![
+            format!("--gpu-architecture=sm_{major}{minor}{suffix}"),
+            "--std=c++17".into(),
+            format!("-DBF16={}", variant.bf16 as u8),
+        ];
+        if variant.head_dim > 0 {
+            options.push(format!("-DHEAD_DIM={}", variant.head_dim));
+            options.push(format!("-DCAUSAL={}", variant.causal as u8));
+        }
+        options
+    }
+}
+
+/// `MGSD_CACHE`, or the user's cache folder; none: kernels are compiled by every process.
+fn cache_folder() -> Option<PathBuf> {
+    let own = std::env::var_os("MGSD_CACHE").map(PathBuf::from);
+    let user = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    own.or(user.or(home).map(|folder| folder.join("mgsd"))).map(|folder| folder.join("kernels"))
+}
+
+/// Writes the cache entry; failing costs time later, nothing else.
+fn keep(path: &std::path::Path, image: &[u8]) {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = path.parent().map(std::fs::create_dir_all).is_some_and(|made| made.is_ok())
+        && std::fs::write(&temporary, image).is_ok();
+    if written {
+        let _ = std::fs::rename(&temporary, path);
+    } else {
+        let _ = std::fs::remove_file(&temporary);
+    }
+}
+
+fn compile(operation: &str, source: &str, options: &[String]) -> Vec<u8> {
+    let text = |text: &str| CString::new(text).unwrap_or_default();
+    let (source, name) = (text(source), text(&format!("{operation}.cu")));
+    let options: Vec<CString> = options.iter().map(|option| text(option)).collect();
+    let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
+    let mut program = std::ptr::null_mut();
+    let none = std::ptr::null();
+    // SAFETY: all strings end in a zero and outlive the program; sizes are asked for before they are used.
+    unsafe {
+        let made = nvrtc::nvrtcCreateProgram(&mut program, source.as_ptr(), name.as_ptr(), 0, none, none);
+        assert!(made == nvrtc::nvrtcResult::NVRTC_SUCCESS, "NVRTC does not start: {made:?}");
+        let status = nvrtc::nvrtcCompileProgram(program, pointers.len() as i32, pointers.as_ptr());
+        if status != nvrtc::nvrtcResult::NVRTC_SUCCESS {
+            let mut size = 0;
+            nvrtc::nvrtcGetProgramLogSize(program, &mut size);
+            let mut log = vec![0u8; size.max(1)];
+            nvrtc::nvrtcGetProgramLog(program, log.as_mut_ptr().cast());
+            let log = CStr::from_bytes_until_nul(&log).map(CStr::to_string_lossy).unwrap_or_default();
+            panic!("NVRTC cannot compile the kernels of {operation} ({status:?}):\n{log}");
+        }
+        let mut size = 0;
+        nvrtc::nvrtcGetCUBINSize(program, &mut size);
+        let mut image = vec![0u8; size];
+        nvrtc::nvrtcGetCUBIN(program, image.as_mut_ptr().cast());
+        nvrtc::nvrtcDestroyProgram(&mut program);
+        image
+    }
+}

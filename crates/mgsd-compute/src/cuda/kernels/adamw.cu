@@ -1,0 +1,103 @@
+// AdamW, one pass over parameter, gradient and moments; the formula stands beside the CPU's.
+struct Moved {
+    float p, m, v;
+};
+
+__device__ __forceinline__ Moved moved(
+    float p, float g, float m, float v, float keep, float new1, float beta2, float new2, float root, float eps, float size) {
+    m += new1 * (g - m);
+    v = beta2 * v + new2 * g * g;
+    float floor = sqrtf(v) * root + eps;
+    return {p * keep - size * m / floor, m, v};
+}
+
+extern "C" __global__ void step_f32(
+    float* p, const float* g, float* m, float* v, i64 n, float scale, float keep, float new1, float beta2, float new2,
+    float root, float eps, float size) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= n) return;
+    Moved next = moved(p[at], g[at] * scale, m[at], v[at], keep, new1, beta2, new2, root, eps, size);
+    p[at] = next.p;
+    m[at] = next.m;
+    v[at] = next.v;
+}
+
+// A bfloat16 parameter with the rest of its 32-bit master: bits = (p << 16) + rest, rest a signed 16-bit number, so that
+// p is the master rounded to the nearest.
+extern "C" __global__ void step_bf16(
+    bf16* p, short* rest, const float* g, float* m, float* v, i64 n, float scale, float keep, float new1, float beta2,
+    float new2, float root, float eps, float size) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (at >= n) return;
+    int count = n - at < 4 ? (int)(n - at) : 4;
+    bool whole = count == 4;
+    alignas(8) u16 high[4];
+    alignas(8) short low[4];
+    Four gs, ms, vs;
+    if (whole) {
+        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(p + at);
+        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(rest + at);
+        gs = load4(g + at);
+        ms = load4(m + at);
+        vs = load4(v + at);
+    } else {
+        for (int i = 0; i < count; i++) {
+            high[i] = p[at + i].bits;
+            low[i] = rest[at + i];
+            gs.x[i] = g[at + i];
+            ms.x[i] = m[at + i];
+            vs.x[i] = v[at + i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (i < count) {
+            float master = __uint_as_float(((u32)high[i] << 16) + (u32)(int)low[i]);
+            Moved next = moved(master, gs.x[i] * scale, ms.x[i], vs.x[i], keep, new1, beta2, new2, root, eps, size);
+            u32 bits = __float_as_uint(next.p);
+            high[i] = (u16)((bits + 0x8000u) >> 16);
+            low[i] = (short)(bits - ((u32)high[i] << 16));
+            ms.x[i] = next.m;
+            vs.x[i] = next.v;
+        }
+    }
+    if (whole) {
+        *reinterpret_cast<uint2*>(p + at) = *reinterpret_cast<uint2*>(high);
+        *reinterpret_cast<uint2*>(rest + at) = *reinterpret_cast<uint2*>(low);
+        store4(m + at, ms);
+        store4(v + at, vs);
+    } else {
+        for (int i = 0; i < count; i++) {
+            p[at + i].bits = high[i];
+            rest[at + i] = low[i];
+            m[at + i] = ms.x[i];
+            v[at + i] = vs.x[i];
+        }
+    }
+}
+
+// One double for each block: the sum of squares of its 8192 numbers.
+extern "C" __global__ void squares(double* sums, const float* x, i64 n) {
+    i64 first = (i64)blockIdx.x * 8192;
+    float sum[1] = {0.0f};
+    for (int i = 0; i < 32; i++) {
+        i64 at = first + i * 256 + threadIdx.x;
+        if (at < n) sum[0] += x[at] * x[at];
+    }
+    block_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum[0];
+}
+
+// total[0] = sum of count doubles, one block of 256 threads.
+extern "C" __global__ void total(double* total, const double* sums, int count) {
+    __shared__ double parts[256];
+    double sum = 0.0;
+    for (int at = threadIdx.x; at < count; at += 256) sum += sums[at];
+    parts[threadIdx.x] = sum;
+    __syncthreads();
+    for (int step = 128; step > 0; step >>= 1) {
+        if (threadIdx.x < step) parts[threadIdx.x] += parts[threadIdx.x + step];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) total[0] = parts[0];
+}

@@ -1,0 +1,50 @@
+//! Where tensors live and operations run.
+
+use crate::cuda::Cuda;
+
+/// The CPU or one GPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Device {
+    /// Main memory; all cores.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda(&'static Cuda),
+}
+
+impl Device {
+    /// `cpu`, `cuda` (the first GPU) or `cuda:N`. `auto` is the first GPU if it can be used, else the CPU.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let number = match text {
+            "cpu" => return Ok(Self::Cpu),
+            "auto" => return Ok(Cuda::open(0).map_or(Self::Cpu, Self::Cuda)),
+            "cuda" => 0,
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .ok_or_else(|| format!("unknown device {other:?}; expected cpu, cuda, cuda:N or auto"))?,
+        };
+        Cuda::open(number).map(Self::Cuda).map_err(|why| format!("device {text} cannot be used: {why}"))
+    }
+
+    /// Whether it is the CPU.
+    pub fn is_cpu(self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+
+    /// Waits until everything asked for is done; the CPU is never behind.
+    pub fn synchronize(self) {
+        if let Self::Cuda(gpu) = self {
+            gpu.synchronize();
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(gpu) => write!(f, "cuda:{}", gpu.ordinal()),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Attention on a GPU: one block of threads a tile of queries (or keys) and head.
+
+use std::sync::Mutex;
+
+use super::{Layout, Mask};
+use crate::cuda::{Arg, Cuda, Kernel, Variant};
+use crate::{Dtype, Tensor};
+
+/// First and last row of a segment, first row of the tile, nothing.
+type Tile = [i32; 4];
+
+/// Tiles of packed sequences. All layers of a pass want the same ones, so the last few are kept.
+struct Tiles {
+    bounds: Vec<usize>,
+    rows: usize,
+    mask: Mask,
+    /// The longest work first, for blocks that own queries and for those that own keys.
+    by_query: Vec<Tile>,
+    by_key: Vec<Tile>,
+}
+
+static KEPT: Mutex<Vec<Tiles>> = Mutex::new(Vec::new());
+
+/// Sets of tiles that are kept: the batches of a decoder and of a vision tower, and some to spare.
+const SETS: usize = 8;
+
+fn make(layout: &Layout, rows: usize) -> Tiles {
+    let mut tiles = Vec::new();
+    for pair in layout.bounds.windows(2) {
+        for first in (pair[0]..pair[1]).step_by(rows) {
+            tiles.push([pair[0] as i32, pair[1] as i32, first as i32, 0]);
+        }
+    }
+    let (mut by_query, mut by_key) = (tiles.clone(), tiles);
+    match layout.mask {
+        Mask::Causal => {
+            by_query.sort_by_key(|[start, end, first, _]| -((first + rows as i32).min(*end) - start));
+            by_key.sort_by_key(|[_, end, first, _]| -(end - first));
+        }
+        Mask::Full => {
+            by_query.sort_by_key(|[start, end, ..]| -(end - start));
+            by_key.clone_from(&by_query);
+        }
+    }
+    Tiles { bounds: layout.bounds.to_vec(), rows, mask: layout.mask, by_query, by_key }
+}
+
+/// Number of tiles, and the two lists on the device.
+fn tiles(gpu: &'static Cuda, layout: &Layout, rows: usize) -> (usize, u64, u64) {
+    let mut kept = KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let same = |tiles: &Tiles| tiles.rows == rows && tiles.mask == layout.mask && tiles.bounds == layout.bounds;
+    let at = kept.iter().position(same).unwrap_or_else(|| {
+        if kept.len() == SETS {
+            kept.remove(0);
+        }
+        kept.push(make(layout, rows));
+        kept.len() - 1
+    });
+    let tiles = &kept[at];
+    (tiles.by_query.len(), gpu.list(&tiles.by_query), gpu.list(&tiles.by_key))
+}
+
+/// What the sizes of blocks depend on.
+struct Geometry {
+    bf16: bool,
+    head_dim: usize,
+    causal: bool,
+}
+
+impl Geometry {
+    fn of(q: &Tensor, layout: &Layout) -> Self {
+        let head_dim = layout.head_dim;
+        assert!(
+            head_dim.is_multiple_of(8) && head_dim <= 128,
+            "attention on a GPU: heads of {head_dim} numbers; a multiple of 8 up to 128 is expected"
+        );
+        Self { bf16: q.dtype() == Dtype::Bf16, head_dim, causal: layout.mask == Mask::Causal }
+    }
+
+    fn kernel(&self, operation: &'static str, function: &'static str) -> Kernel {
+        let variant = Variant { bf16: self.bf16, head_dim: self.head_dim as u16, causal: self.causal };
+        Kernel { operation, function, variant }
+    }
+
+    /// Rows of a tile.
+    fn tile(&self) -> usize {
+        if self.bf16 { 128 } else { 32 }
+    }
+
+    /// Numbers from row to row in shared memory.
+    fn row(&self) -> u32 {
+        match self.bf16 {
+            true => self.head_dim.next_multiple_of(16) as u32 + 8,
+            false => self.head_dim as u32 + 2,
+        }
+    }
+
+    fn forward_shared(&self) -> u32 {
+        if self.bf16 { 768 * self.row() } else { 4 * (96 * self.row() + 1056) }
+    }
+
+    fn backward_block(&self) -> [u32; 2] {
+        [if self.bf16 { 256 } else { 128 }, 1]
+    }
+
+    fn keys_shared(&self) -> u32 {
+        if self.bf16 { 1024 * self.row() + 1024 } else { 4 * (128 * self.row() + 2112) }
+    }
+
+    fn queries_shared(&self) -> u32 {
+        if self.bf16 { 1024 * self.row() } else { 4 * (128 * self.row() + 1056) }
+    }
+
+    /// Threads that share one row and head in `attention_delta`.
+    fn delta_lanes(&self) -> usize {
+        match (self.bf16, self.head_dim / 8) {
+            (false, _) => 32,
+            (true, ..=2) => 2,
+            (true, ..=4) => 4,
+            (true, ..=8) => 8,
+            (true, _) => 16,
+        }
+    }
+}
+
+pub(super) fn forward(
+    gpu: &'static Cuda,
+    out: &mut Tensor,
+    log_sum_exp: &mut Tensor,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    layout: &Layout,
+) {
+    let geometry = Geometry::of(q, layout);
+    let (count, by_query, _) = tiles(gpu, layout, geometry.tile());
+    let mut args = pointers(&[out, log_sum_exp, q, k, v]);
+    args.push(by_query.into());
+    args.extend([out.cols(), q.cols(), k.cols(), v.cols(), layout.heads / layout.kv_heads].map(Arg::from));
+    args.push(layout.scale.into());
+    let kernel = geometry.kernel("attention_forward", "attention_forward");
+    gpu.launch(kernel, [layout.heads as u32, count as u32, 1], [128, 1], geometry.forward_shared(), &args);
+}
+
+pub(super) fn backward(
+    gpu: &'static Cuda,
+    [dq, dk, dv]: [&mut Tensor; 3],
+    [dout, out, log_sum_exp, q, k, v]: [&Tensor; 6],
+    layout: &Layout,
+) {
+    let geometry = Geometry::of(q, layout);
+    let (count, by_query, by_key) = tiles(gpu, layout, geometry.tile());
+    let (rows, heads, group) = (q.rows(), layout.heads, layout.heads / layout.kv_heads);
+    let delta = gpu.scratch("attention delta", rows * heads * 4);
+    let block = geometry.backward_block();
+    let blocks = (rows * heads * geometry.delta_lanes()).div_ceil(block[0] as usize) as u32;
+    let mut args = vec![delta.into()];
+    args.extend(pointers(&[dout, out]));
+    args.extend([dout.cols(), out.cols(), rows, heads].map(Arg::from));
+    gpu.launch(geometry.kernel("attention_backward", "attention_delta"), [blocks, 1, 1], block, 0, &args);
+
+    let shared: [Arg; 2] = [delta.into(), by_key.into()];
+    let mut args = pointers(&[dk, dv, dout, q, k, v, log_sum_exp]);
+    args.extend(shared);
+    args.extend([dk.cols(), dv.cols(), dout.cols(), q.cols(), k.cols(), v.cols(), group].map(Arg::from));
+    args.push(layout.scale.into());
+    let kernel = geometry.kernel("attention_backward", "attention_backward_keys");
+    gpu.launch(kernel, [layout.kv_heads as u32, count as u32, 1], block, geometry.keys_shared(), &args);
+
+    let shared: [Arg; 2] = [delta.into(), by_query.into()];
+    let mut args = pointers(&[dq, dout, q, k, v, log_sum_exp]);
+    args.extend(shared);
+    args.extend([dq.cols(), dout.cols(), q.cols(), k.cols(), v.cols(), group].map(Arg::from));
+    args.push(layout.scale.into());
+    let kernel = geometry.kernel("attention_backward", "attention_backward_queries");
+    gpu.launch(kernel, [heads as u32, count as u32, 1], block, geometry.queries_shared(), &args);
+}
+
+/// Keys and values of a cache on a GPU: `[slots, kv_heads, capacity, head_dim]`.
+pub(super) struct Cached<'a> {
+    pub(super) keys: &'a Tensor,
+    pub(super) values: &'a Tensor,
+    pub(super) capacity: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+}
+
+impl Cached<'_> {
+    fn kernel(&self, function: &'static str) -> Kernel {
+        let bf16 = self.keys.dtype() == Dtype::Bf16;
+        let variant = Variant { bf16, head_dim: self.head_dim as u16, causal: true };
+        Kernel { operation: "attention_decode", function, variant }
+    }
+
+    /// A position at or past the capacity is stored nowhere.
+    pub(super) fn store(&self, gpu: &'static Cuda, k: &Tensor, v: &Tensor, slots: &[u32], positions: &[u32]) {
+        let mut args = pointers(&[self.keys, self.values, k, v]);
+        args.extend([gpu.list(slots), gpu.list(positions)].map(Arg::from));
+        args.extend([k.cols(), v.cols(), self.capacity, self.kv_heads].map(Arg::from));
+        gpu.launch(self.kernel("attention_store"), [k.rows() as u32, 1, 1], [128, 1], 0, &args);
+    }
+
+    /// A length of 0 gives zeros.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn decode(
+        &self,
+        gpu: &'static Cuda,
+        out: &mut Tensor,
+        q: &Tensor,
+        slots: &[u32],
+        lengths: &[u32],
+        heads: usize,
+        scale: f32,
+    ) {
+        let (rows, group) = (q.rows(), heads / self.kv_heads);
+        assert!(group <= 16, "attention on a GPU: {group} query heads a key-value head; at most 16 are expected");
+        let pairs = (rows * self.kv_heads).max(1);
+        let splits = (2 * gpu.multiprocessors() as usize / pairs).clamp(1, self.capacity.div_ceil(64).max(1));
+        let partial = gpu.scratch("attention partial", rows * heads * splits * (self.head_dim + 2) * 4);
+        let arrived = gpu.scratch("attention arrived", pairs * 4);
+        let mut args = vec![out.pointer().into(), partial.into(), arrived.into()];
+        args.extend(pointers(&[q, self.keys, self.values]));
+        args.extend([gpu.list(slots), gpu.list(lengths)].map(Arg::from));
+        args.extend([out.cols(), q.cols(), self.capacity, group].map(Arg::from));
+        args.push(scale.into());
+        let row = self.head_dim.next_multiple_of(16) as u32 + 8;
+        let shared = if self.keys.dtype() == Dtype::Bf16 { 800 * row } else { 256 * self.head_dim as u32 };
+        let grid = [splits as u32, self.kv_heads as u32, rows as u32];
+        gpu.launch(self.kernel("attention_decode"), grid, [128, 1], shared, &args);
+    }
+}
+
+fn pointers(tensors: &[&Tensor]) -> Vec<Arg> {
+    tensors.iter().map(|tensor| tensor.pointer().into()).collect()
+}

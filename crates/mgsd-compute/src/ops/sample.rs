@@ -1,0 +1,48 @@
+//! The next token of many rows at once, where the logits are: on a GPU, so that only the tokens travel. On the CPU the
+//! caller has the logits at hand and chooses for itself.
+
+use crate::cuda::Kernel;
+use crate::{Dtype, Tensor, check};
+
+/// How the token of a row is chosen. Filters apply in the order of the fields; tokens as likely as the last one that a
+/// filter keeps are kept too.
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Choice {
+    /// Divides the logits; 0 takes the likeliest token, the first among equals.
+    pub temperature: f32,
+    /// Only the k likeliest tokens; 0 is off.
+    pub top_k: f32,
+    /// Only the likeliest tokens that together reach this probability; 1 is off.
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the likeliest; 0 is off.
+    pub min_p: f32,
+    /// A random number, at least 0 and less than 1: where in the distribution the token lies.
+    pub uniform: f32,
+    /// Not used.
+    pub unused: f32,
+}
+
+/// A token for each row of `logits: [rows, vocab]` (F32, on a GPU), and the logarithm of its probability under the
+/// unchanged logits. The vectors are cleared and refilled.
+pub fn sample(tokens: &mut Vec<u32>, log_probs: &mut Vec<f32>, logits: &Tensor, choices: &[Choice]) {
+    check::length("sample", "choices", choices.len(), logits.rows());
+    let Some(gpu) = logits.gpu() else { panic!("sample: the logits lie on the CPU") };
+    assert!(logits.dtype() == Dtype::F32, "sample: logits must be F32");
+    let rows = choices.len();
+    let found = gpu.scratch("sampled", rows * 8);
+    let args = [
+        found.into(),
+        (found + 4 * rows as u64).into(),
+        logits.pointer().into(),
+        gpu.list(choices).into(),
+        logits.cols().into(),
+    ];
+    gpu.launch(Kernel::plain("sample", "sample"), [rows as u32, 1, 1], [1024, 1], 0, &args);
+    let mut host = vec![0u32; 2 * rows];
+    gpu.copy_out(found, bytemuck::cast_slice_mut(&mut host));
+    tokens.clear();
+    tokens.extend_from_slice(&host[..rows]);
+    log_probs.clear();
+    log_probs.extend(host[rows..].iter().map(|bits| f32::from_bits(*bits)));
+}
