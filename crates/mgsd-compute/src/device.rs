@@ -32,6 +32,14 @@ impl Device {
         matches!(self, Self::Cpu)
     }
 
+    /// Does pieces of work that do not depend on each other: one after another on the CPU, side by side on a GPU.
+    pub fn together(self, pieces: &mut [&mut dyn FnMut()]) {
+        match self {
+            Self::Cpu => pieces.iter_mut().for_each(|piece| piece()),
+            Self::Cuda(gpu) => gpu.together(pieces),
+        }
+    }
+
     /// Waits until everything asked for is done; the CPU is never behind.
     pub fn synchronize(self) {
         if let Self::Cuda(gpu) = self {

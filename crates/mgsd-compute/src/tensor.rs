@@ -294,7 +294,12 @@ impl Tensor {
                 Dtype::Bf16 => "fill_bf16",
             };
             let gpu = buffer.gpu();
-            gpu.flat(Kernel::plain("elementwise", function), len, 8, &[buffer.pointer().into(), value.into(), (len as u64).into()]);
+            gpu.flat(
+                Kernel::plain("elementwise", function),
+                len,
+                8,
+                &[buffer.pointer().into(), value.into(), (len as u64).into()],
+            );
             return;
         }
         crate::par::chunks_mut(self.as_mut_slice(), |_, chunk| chunk.fill(value));
@@ -375,7 +380,9 @@ impl Tensor {
             out.len()
         );
         match &self.storage {
-            Storage::Cuda { buffer, dtype: Dtype::F32 } => buffer.read(start * self.cols * 4, bytemuck::cast_slice_mut(out)),
+            Storage::Cuda { buffer, dtype: Dtype::F32 } => {
+                buffer.read(start * self.cols * 4, bytemuck::cast_slice_mut(out))
+            }
             Storage::Cuda { buffer, dtype: Dtype::Bf16 } => {
                 let mut halves = vec![0u16; out.len()];
                 buffer.read(start * self.cols * 2, bytemuck::cast_slice_mut(&mut halves));

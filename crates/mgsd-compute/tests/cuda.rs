@@ -9,6 +9,7 @@
 
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::gelu::{self, Gelu};
+use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads, Teacher, TokenStats};
 use mgsd_compute::ops::{adamw, embedding, interpolate, layer_norm, linear, rms_norm, rope, rows, swiglu};
 use mgsd_compute::{Device, Dtype, Tensor, Write};
@@ -325,6 +326,53 @@ fn attention_to_a_cache() {
 }
 
 #[test]
+fn head_norms_and_rotation() {
+    let Some(device) = gpu("head_norms_and_rotation") else { return };
+    let mut n = Numbers(9);
+    for case in Case::both(device) {
+        for (tokens, heads, kv_heads, head_dim) in [(1, 4, 2, 32), (50, 8, 2, 128), (1500, 3, 3, 64), (9, 2, 1, 72)] {
+            let (q, qg) = case.pair(n.tensor(tokens, heads * head_dim, 1.0));
+            let (k, kg) = case.pair(n.tensor(tokens, kv_heads * head_dim, 1.0));
+            let (v, vg) = case.pair(n.tensor(tokens, kv_heads * head_dim, 1.0));
+            let (mut dq, mut dqg) = case.pair(n.tensor(tokens, heads * head_dim, 1.0));
+            let (mut dk, mut dkg) = case.pair(n.tensor(tokens, kv_heads * head_dim, 1.0));
+            let ((qw, qwg), (kw, kwg)) =
+                (case.exact(n.tensor(1, head_dim, 1.0)), case.exact(n.tensor(1, head_dim, 1.0)));
+            let angles = n.tensor(tokens, head_dim / 2, 3.0).to_vec();
+            let table =
+                |f: fn(f32) -> f32| Tensor::from_vec(tokens, head_dim / 2, angles.iter().map(|a| f(*a)).collect());
+            let ((cos, cg), (sin, sg)) = (case.exact(table(f32::cos)), case.exact(table(f32::sin)));
+            let cpu = HeadNorm { q_weight: &qw, k_weight: &kw, cos: &cos, sin: &sin, eps: 1e-6 };
+            let gpu = HeadNorm { q_weight: &qwg, k_weight: &kwg, cos: &cg, sin: &sg, eps: 1e-6 };
+            let [mut y, mut z, mut yg, mut zg] = [(); 4].map(|()| Tensor::empty());
+            head_norm::forward(&mut y, &mut z, &q, &k, &cpu);
+            head_norm::forward(&mut yg, &mut zg, &qg, &kg, &gpu);
+            case.near("head norm q", &y, &yg, 2e-6, 4e-3);
+            case.near("head norm k", &z, &zg, 2e-6, 4e-3);
+            let [mut eq, mut ek, mut eqg, mut ekg] = [(); 4].map(|()| Tensor::empty());
+            let (mut dw, mut dwg) = case.exact(n.tensor(1, head_dim, 1.0));
+            head_norm::backward(&mut eq, &mut ek, [Some(&mut dw), None], &mut dq, &mut dk, &q, &k, &cpu);
+            head_norm::backward(&mut eqg, &mut ekg, [Some(&mut dwg), None], &mut dqg, &mut dkg, &qg, &kg, &gpu);
+            case.near("head norm dq", &eq, &eqg, 2e-6, 4e-3);
+            case.near("head norm dk", &ek, &ekg, 2e-6, 4e-3);
+            case.near("head norm dweight", &dw, &dwg, 1e-5, 1e-5);
+            // Stored and read back through attention to a single position, whose output is the value.
+            let slots: Vec<u32> = (0..tokens as u32).map(|row| row % 7).collect();
+            let places: Vec<u32> = (0..tokens as u32).map(|row| row / 7).collect();
+            let lengths: Vec<u32> = places.iter().map(|place| place + 1).collect();
+            let mut caches = [(); 2].map(|()| KvCache::new(7, 256, kv_heads, head_dim));
+            let [cache, cache_gpu] = &mut caches;
+            head_norm::forward_cached(&mut y, &mut z, cache, &q, &k, &v, &cpu, &slots, &places);
+            head_norm::forward_cached(&mut yg, &mut zg, cache_gpu, &qg, &kg, &vg, &gpu, &slots, &places);
+            let [mut out, mut out_gpu] = [(); 2].map(|()| Tensor::empty());
+            attention::decode(&mut out, &y, cache, &slots, &lengths, heads, 0.1);
+            attention::decode(&mut out_gpu, &yg, cache_gpu, &slots, &lengths, heads, 0.1);
+            case.near("head norm cached", &out, &out_gpu, 1e-5, 1e-2);
+        }
+    }
+}
+
+#[test]
 fn losses() {
     let Some(device) = gpu("losses") else { return };
     let mut n = Numbers(7);
@@ -338,9 +386,10 @@ fn losses() {
             let weights: Vec<f32> = (0..count).map(|_| n.uniform()).collect();
             let old: Vec<f32> = (0..count).map(|_| -3.0 * n.uniform()).collect();
             let advantage: Vec<f32> = (0..count).map(|_| n.uniform() - 0.5).collect();
-            let teacher = |top_k| (Teacher { hidden: &th, head: &tw, top_k }, Teacher { hidden: &thg, head: &twg, top_k });
+            let teacher =
+                |top_k| (Teacher { hidden: &th, head: &tw, top_k }, Teacher { hidden: &thg, head: &twg, top_k });
             let clip = Clip { low: 0.2, high: 0.3, dual: 3.0 };
-            let mut runs: Vec<(String, [Vec<f32>; 6], [Vec<f32>; 6])> = Vec::new();
+            let mut runs: Vec<(String, Vec<Vec<f32>>, Vec<Vec<f32>>)> = Vec::new();
             let kinds = [Divergence::ReverseKl, Divergence::ForwardKl, Divergence::Jsd { beta: 0.3 }];
             let variants = kinds.iter().flat_map(|kind| [None, Some(5)].map(|top_k| Some((*kind, top_k))));
             for variant in [None, None].into_iter().enumerate().chain(variants.map(|v| (2, v))) {
@@ -365,7 +414,7 @@ fn losses() {
                         }
                         _ => unreachable!(),
                     }
-                    sides.push([stats.loss, stats.log_prob, stats.entropy, theirs, dh.to_vec(), dw.to_vec()]);
+                    sides.push(vec![stats.loss, stats.log_prob, stats.entropy, theirs, dh.to_vec(), dw.to_vec()]);
                 }
                 let gpu = sides.remove(1);
                 runs.push((format!("{variant:?} of {count}x{width}x{vocab}"), sides.remove(0), gpu));

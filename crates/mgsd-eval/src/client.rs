@@ -9,7 +9,7 @@ use mgsd_model::chat::{self, Message as ChatMessage};
 use mgsd_model::generate::{Finish, Generator};
 use mgsd_model::image::{ImageSource, PixelLimits};
 use mgsd_model::linear::Adapter;
-use mgsd_model::model::{Purpose, Qwen3Vl};
+use mgsd_model::model::{Device, Purpose, Qwen3Vl};
 use mgsd_model::processor::{Processor, Prompt};
 use mgsd_model::sampling::Sampling;
 use mgsd_tasks::RgbImage;
@@ -158,13 +158,14 @@ const PREPARED_BYTES: usize = 256 << 20;
 const PREPARED_AT_ONCE: usize = 64;
 
 impl LocalClient<'static> {
-    /// Loads a model folder. `slots` is the number of answers that advance at once.
-    pub fn open(folder: &Path, limits: PixelLimits, slots: usize) -> Result<Self> {
+    /// Loads a model folder to `device`. `slots` is the number of answers that advance at once.
+    pub fn open(folder: &Path, limits: PixelLimits, slots: usize, device: Device) -> Result<Self> {
         let name = folder.display().to_string();
         let failed =
             |error: mgsd_model::error::Error| Error::Client { client: name.clone(), message: error.to_string() };
         let processor = Processor::open(folder, limits).map_err(failed)?;
-        let model = Qwen3Vl::load(folder, Purpose::Inference).map_err(failed)?;
+        let mut model = Qwen3Vl::load(folder, Purpose::Inference).map_err(failed)?;
+        model.settle(device);
         Ok(Self::new(name, Held::Own(Box::new(model)), Held::Own(Box::new(processor)), slots))
     }
 }

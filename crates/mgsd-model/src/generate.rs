@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::decode::{Decoder, Token};
 use crate::error::{Error, Result};
 use crate::linear::Adapter;
 use crate::model::{Activations, Keep, Qwen3Vl};
@@ -109,14 +110,52 @@ pub struct Generator {
     acts: Activations,
     hidden: Tensor,
     logits: Tensor,
+    index: Vec<u32>,
+    slot_of: Vec<u32>,
+    place_of: Vec<u32>,
+    entering: Vec<Token>,
+    decoder: Decoder,
+    chooser: Chooser,
+}
+
+/// Picks tokens from logits, on the device where they are if it can.
+#[derive(Default)]
+struct Chooser {
     host_logits: Vec<f32>,
     choices: Vec<sample::Choice>,
     tokens: Vec<u32>,
     log_probs: Vec<f32>,
-    index: Vec<u32>,
-    slot_of: Vec<u32>,
-    place_of: Vec<u32>,
-    lengths: Vec<u32>,
+}
+
+impl Chooser {
+    /// Picks a token for each request, whose logits are the first rows in order.
+    fn choose(&mut self, active: &mut [Active], logits: &Tensor, capacity: usize) {
+        if !logits.device().is_cpu() && active.iter().all(|active| active.sampler.fits_a_gpu()) {
+            self.choices.clear();
+            self.choices.extend(active.iter_mut().map(|active| active.sampler.choice()));
+            sample::sample(&mut self.tokens, &mut self.log_probs, logits, &self.choices);
+            for (active, chosen) in active.iter_mut().zip(self.tokens.iter().zip(&self.log_probs)) {
+                active.last = (*chosen.0, *chosen.1);
+            }
+        } else {
+            let vocab = logits.cols();
+            self.host_logits.resize(active.len() * vocab, 0.0);
+            logits.read_rows(0, active.len(), &mut self.host_logits);
+            let chosen = active.par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
+            let chosen = chosen.with_min_len((1 << 14) / vocab + 1);
+            chosen.for_each(|(active, logits)| active.last = active.sampler.pick(logits));
+        }
+        for active in active {
+            active.produced += 1;
+            active.finish = if active.request.stop.contains(&active.last.0) {
+                Some(Finish::Stop)
+            } else if active.produced >= active.request.max_new_tokens || active.length >= capacity {
+                Some(Finish::Length)
+            } else {
+                None
+            };
+        }
+    }
 }
 
 impl Generator {
@@ -137,14 +176,12 @@ impl Generator {
             acts: Activations::new(config),
             hidden: Tensor::empty(),
             logits: Tensor::empty(),
-            host_logits: Vec::new(),
-            choices: Vec::new(),
-            tokens: Vec::new(),
-            log_probs: Vec::new(),
             index: Vec::new(),
             slot_of: Vec::new(),
             place_of: Vec::new(),
-            lengths: Vec::new(),
+            entering: Vec::with_capacity(slots),
+            decoder: Decoder::new(config, slots),
+            chooser: Chooser::default(),
         }
     }
 
@@ -303,65 +340,26 @@ impl Generator {
         model.run(&self.batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
         rows::gather(&mut self.hidden, self.acts.hidden(), &self.index);
         loss::logits(&mut self.logits, &self.hidden, &model.head().value);
-        self.choose(first, on_token);
+        self.chooser.choose(&mut self.active[first..], &self.logits, self.capacity);
+        self.tell(first, on_token);
         Ok(())
     }
 
     fn decode(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) {
-        self.slot_of.clear();
-        self.place_of.clear();
-        self.lengths.clear();
-        let batch = &mut self.batch;
-        batch.clear();
+        self.entering.clear();
         for active in &mut self.active {
-            batch.ids.push(active.last.0);
             let position = (active.length as i64 + active.rope_delta) as u32;
-            batch.positions.push([position; 3]);
-            self.slot_of.push(active.slot);
-            self.place_of.push(active.length as u32);
+            let place = active.length as u32;
+            self.entering.push(Token { id: active.last.0, slot: active.slot, place, position });
             active.length += 1;
-            self.lengths.push(active.length as u32);
         }
-        let pass = Pass::Decode {
-            caches: &mut self.caches,
-            slots: &self.slot_of,
-            places: &self.place_of,
-            lengths: &self.lengths,
-        };
-        model.run(batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
-        loss::logits(&mut self.logits, self.acts.hidden(), &model.head().value);
-        self.choose(0, on_token);
+        let logits = self.decoder.step(model, &mut self.caches, adapter, &self.entering);
+        self.chooser.choose(&mut self.active, logits, self.capacity);
+        self.tell(0, on_token);
     }
 
-    /// Picks a token for each active request from `first` on, whose logits are the rows in order.
-    fn choose(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
-        let there = !self.logits.device().is_cpu() && self.active[first..].iter().all(|a| a.sampler.fits_a_gpu());
-        if there {
-            self.choices.clear();
-            self.choices.extend(self.active[first..].iter_mut().map(|active| active.sampler.choice()));
-            sample::sample(&mut self.tokens, &mut self.log_probs, &self.logits, &self.choices);
-            for (active, chosen) in self.active[first..].iter_mut().zip(self.tokens.iter().zip(&self.log_probs)) {
-                active.last = (*chosen.0, *chosen.1);
-            }
-        } else {
-            let (count, vocab) = (self.logits.rows(), self.logits.cols());
-            self.host_logits.resize(count * vocab, 0.0);
-            self.logits.read_rows(0, count, &mut self.host_logits);
-            let chosen = self.active[first..].par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
-            let chosen = chosen.with_min_len((1 << 14) / vocab + 1);
-            chosen.for_each(|(active, logits)| active.last = active.sampler.pick(logits));
-        }
-        let capacity = self.capacity;
-        for active in &mut self.active[first..] {
-            active.produced += 1;
-            active.finish = if active.request.stop.contains(&active.last.0) {
-                Some(Finish::Stop)
-            } else if active.produced >= active.request.max_new_tokens || active.length >= capacity {
-                Some(Finish::Length)
-            } else {
-                None
-            };
-        }
+    /// Reports the last tokens of the requests from `first` on, and frees the slots of those that are done.
+    fn tell(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
         for active in &self.active[first..] {
             let (token, log_prob) = active.last;
             on_token(Event { request: active.id, token, log_prob, finish: active.finish });

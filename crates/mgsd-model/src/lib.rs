@@ -6,6 +6,7 @@ pub mod bench;
 pub mod bench_gpu;
 pub mod chat;
 pub mod config;
+mod decode;
 pub mod error;
 pub mod generate;
 pub mod image;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use mgsd_compute::{Device, Dtype, Tensor};
+pub use mgsd_compute::Device;
+use mgsd_compute::{Dtype, Tensor};
 
 use crate::batch::Batch;
-use crate::config::{Config, TextConfig, VisionConfig};
+use crate::config::{Config, TextConfig, VisionConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::linear::{Adapter, Linear};
 use crate::param::Parameter;
@@ -241,9 +242,16 @@ impl Qwen3Vl {
             self.vision.forward(&mut acts.vision, batch, adapter, keep, observer);
             (batch.image_rows.as_slice(), &acts.vision.features)
         });
-        let input = Input { ids: &batch.ids, positions: &batch.positions, features };
+        let input = Input { ids: &batch.ids, positions: &batch.positions, features, prepared: false };
         self.text.forward(&mut acts.text, input, pass, adapter, keep, observer);
         acts.kept = keep_all.then_some(adapter);
+    }
+
+    /// A pass of new tokens for [`Decoder`](crate::decode::Decoder), whose rotary tables are filled already.
+    pub(crate) fn decode(&self, batch: &Batch, acts: &mut Activations, pass: Pass, adapter: Adapter) {
+        let input = Input { ids: &batch.ids, positions: &batch.positions, features: None, prepared: true };
+        self.text.forward(&mut acts.text, input, pass, adapter, Keep::Nothing, None);
+        acts.kept = None;
     }
 
     /// Adds the gradients of all trained parameters but the output projection's use of its own, given the gradient of
@@ -290,6 +298,18 @@ impl Qwen3Vl {
     /// before parts are set trainable: gradients are lost.
     pub fn move_to(&mut self, device: Device, dtype: Dtype) {
         self.visit_mut(&mut |p| p.move_to(device, dtype));
+    }
+
+    /// Moves all weights to `device`; on a GPU in the type that the configuration names. On the CPU they stay as they
+    /// are.
+    pub fn settle(&mut self, device: Device) {
+        if !device.is_cpu() {
+            let dtype = match self.config.dtype {
+                WeightDtype::F32 => Dtype::F32,
+                WeightDtype::Bf16 => Dtype::Bf16,
+            };
+            self.move_to(device, dtype);
+        }
     }
 
     /// Where the weights are.

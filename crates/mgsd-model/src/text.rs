@@ -4,7 +4,8 @@
 //! of buffers.
 
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
-use mgsd_compute::ops::{embedding, rms_norm, rope, rows, swiglu};
+use mgsd_compute::ops::head_norm::{self, HeadNorm};
+use mgsd_compute::ops::{embedding, rms_norm, rows, swiglu};
 use mgsd_compute::{Device, Tensor, Write};
 
 use crate::batch::Batch;
@@ -149,6 +150,9 @@ struct Common<'a> {
     sin: &'a Tensor,
     eps: f32,
     adapter: Adapter,
+    /// Where layers that do not depend on each other may run side by side: on a GPU that has few rows to work on. On the
+    /// CPU this means one after another.
+    device: Device,
 }
 
 /// The tokens of a pass.
@@ -157,6 +161,8 @@ pub(crate) struct Input<'a> {
     pub positions: &'a [[u32; 3]],
     /// Rows that image features replace, and the features.
     pub features: Option<(&'a [u32], &'a VisionFeatures)>,
+    /// Whether [`TextActivations::turn`] was called for these positions already.
+    pub prepared: bool,
 }
 
 impl LayerActivations {
@@ -219,6 +225,11 @@ impl TextActivations {
         }
     }
 
+    /// Fills the rotary tables for `positions`.
+    pub fn turn(&mut self, device: Device, positions: &[[u32; 3]]) {
+        self.table.fill(device, &mut self.cos, &mut self.sin, positions, &self.picks);
+    }
+
     /// Makes room for the kept activations of `layers` layers (1: nothing is kept).
     fn reserve(&mut self, layers: usize, recompute: Recompute) {
         self.recompute = recompute;
@@ -237,28 +248,21 @@ impl TextActivations {
 }
 
 impl TextLayer {
-    /// Norm, projections, head norms and rotation: everything of attention that looks at one token only.
-    fn project(
-        &self,
-        a: &mut LayerActivations,
-        c: &mut CheapActivations,
-        x: &Tensor,
-        common: &Common,
-        observer: Option<(usize, Observer<'_>)>,
-    ) {
-        let Common { cos, sin, eps, adapter } = *common;
+    /// Norm and projections of attention's inputs.
+    fn project(&self, a: &mut LayerActivations, c: &mut CheapActivations, x: &Tensor, common: &Common) {
+        let Common { eps, adapter, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
-        self.q.forward(&mut a.q_raw, &c.attn_in, &mut a.low[0], Write::Set, adapter);
-        self.k.forward(&mut a.k_raw, &c.attn_in, &mut a.low[1], Write::Set, adapter);
-        self.v.forward(&mut a.v, &c.attn_in, &mut a.low[2], Write::Set, adapter);
-        rms_norm::forward(&mut c.q, &a.q_raw, &self.q_norm.value, eps);
-        rms_norm::forward(&mut c.k, &a.k_raw, &self.k_norm.value, eps);
-        if let Some((layer, observe)) = observer {
-            observe(Tap::QueryNorm(layer), &c.q);
-            observe(Tap::KeyNorm(layer), &c.k);
-        }
-        rope::forward(&mut c.q, cos, sin);
-        rope::forward(&mut c.k, cos, sin);
+        let [low_q, low_k, low_v, ..] = &mut a.low;
+        common.device.together(&mut [
+            &mut || self.q.forward(&mut a.q_raw, &c.attn_in, low_q, Write::Set, adapter),
+            &mut || self.k.forward(&mut a.k_raw, &c.attn_in, low_k, Write::Set, adapter),
+            &mut || self.v.forward(&mut a.v, &c.attn_in, low_v, Write::Set, adapter),
+        ]);
+    }
+
+    fn head_norm<'a>(&'a self, common: &Common<'a>) -> HeadNorm<'a> {
+        let (q_weight, k_weight) = (&self.q_norm.value, &self.k_norm.value);
+        HeadNorm { q_weight, k_weight, cos: common.cos, sin: common.sin, eps: common.eps }
     }
 
     /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`.
@@ -273,20 +277,20 @@ impl TextLayer {
         let Common { eps, adapter, .. } = *common;
         self.o.forward_onto(&mut a.mid, x, &a.attended, &mut a.low[3], adapter);
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
-        self.gate.forward(&mut a.gate, &c.mlp_in, &mut a.low[4], Write::Set, adapter);
-        self.up.forward(&mut a.up, &c.mlp_in, &mut a.low[5], Write::Set, adapter);
+        let [.., low_gate, low_up, _] = &mut a.low;
+        common.device.together(&mut [
+            &mut || self.gate.forward(&mut a.gate, &c.mlp_in, low_gate, Write::Set, adapter),
+            &mut || self.up.forward(&mut a.up, &c.mlp_in, low_up, Write::Set, adapter),
+        ]);
         swiglu::forward(&mut c.gated, &a.gate, &a.up);
         self.down.forward_onto(out, &a.mid, &c.gated, &mut a.low[6], adapter);
     }
 
     /// Makes `c` again from what was kept.
     fn remake(&self, a: &LayerActivations, c: &mut CheapActivations, x: &Tensor, common: &Common) {
-        let Common { cos, sin, eps, .. } = *common;
+        let Common { eps, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
-        rms_norm::forward(&mut c.q, &a.q_raw, &self.q_norm.value, eps);
-        rms_norm::forward(&mut c.k, &a.k_raw, &self.k_norm.value, eps);
-        rope::forward(&mut c.q, cos, sin);
-        rope::forward(&mut c.k, cos, sin);
+        head_norm::forward(&mut c.q, &mut c.k, &a.q_raw, &a.k_raw, &self.head_norm(common));
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
         swiglu::forward(&mut c.gated, &a.gate, &a.up);
     }
@@ -302,7 +306,7 @@ impl TextLayer {
         layout: &Layout,
         through: bool,
     ) {
-        let Common { cos, sin, eps, adapter } = *common;
+        let Common { cos, sin, eps, adapter, .. } = *common;
         let attention_trained = through || self.attention_trained();
         let mid_wanted = attention_trained || self.post_norm.is_trainable();
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
@@ -342,26 +346,10 @@ impl TextLayer {
             &a.v,
             layout,
         );
-        rope::backward(&mut d.q, cos, sin);
-        rope::backward(&mut d.k, cos, sin);
-        rms_norm::backward(
-            &mut d.q_raw,
-            self.q_norm.grad.as_mut(),
-            &d.q,
-            &a.q_raw,
-            &self.q_norm.value,
-            eps,
-            Write::Set,
-        );
-        rms_norm::backward(
-            &mut d.k_raw,
-            self.k_norm.grad.as_mut(),
-            &d.k,
-            &a.k_raw,
-            &self.k_norm.value,
-            eps,
-            Write::Set,
-        );
+        let (q_weight, k_weight) = (&self.q_norm.value, &self.k_norm.value);
+        let norm = HeadNorm { q_weight, k_weight, cos, sin, eps };
+        let weights = [self.q_norm.grad.as_mut(), self.k_norm.grad.as_mut()];
+        head_norm::backward(&mut d.q_raw, &mut d.k_raw, weights, &mut d.q, &mut d.k, &a.q_raw, &a.k_raw, &norm);
         let into = through || self.input_norm.is_trainable();
         self.q.backward(
             into.then_some((&mut d.norm, Write::Set)),
@@ -486,8 +474,10 @@ impl TextDecoder {
             true => acts.reserve(self.layers.len(), acts.chosen.unwrap_or(Recompute::usual(device))),
             false => acts.reserve(1, Recompute::Nothing),
         }
-        let TextActivations { table, picks, cos, sin, streams, layers, cheap, normed, .. } = acts;
-        table.fill(device, cos, sin, input.positions, picks);
+        if !input.prepared {
+            acts.turn(device, input.positions);
+        }
+        let TextActivations { cos, sin, streams, layers, cheap, normed, .. } = acts;
         embedding::forward(&mut streams[0], input.ids, &self.embeddings.value);
         if let Some((rows, features)) = input.features {
             rows::scatter(&mut streams[0], &features.merged, rows, Write::Set);
@@ -497,12 +487,22 @@ impl TextDecoder {
             observe(Tap::TextSin, sin);
             observe(Tap::Embedded, &streams[0]);
         }
-        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter };
+        let few = matches!(pass, Pass::Decode { .. });
+        let device = if few { device } else { Device::Cpu };
+        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter, device };
         for (index, layer) in self.layers.iter().enumerate() {
             let (a, c) = places(layers, cheap, index, keep);
             let (x, out) = neighbours(streams, index, keep);
-            layer.project(a, c, x, &common, observer.as_mut().map(|o| (index, &mut **o as Observer)));
-            self.attend(a, c, index, &mut pass);
+            layer.project(a, c, x, &common);
+            self.attend(a, c, index, &mut pass, &common);
+            if let Some(observe) = &mut observer {
+                // Between norm and rotation, where an ordinary pass keeps nothing.
+                let mut normed = Tensor::empty();
+                rms_norm::forward(&mut normed, &a.q_raw, &layer.q_norm.value, common.eps);
+                observe(Tap::QueryNorm(index), &normed);
+                rms_norm::forward(&mut normed, &a.k_raw, &layer.k_norm.value, common.eps);
+                observe(Tap::KeyNorm(index), &normed);
+            }
             layer.finish(a, c, x, out, &common);
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
@@ -523,21 +523,32 @@ impl TextDecoder {
         }
     }
 
-    fn attend(&self, a: &mut LayerActivations, c: &CheapActivations, index: usize, pass: &mut Pass) {
-        match pass {
-            Pass::Packed { bounds } => {
-                attention::forward(&mut a.attended, &mut a.log_sum_exp, &c.q, &c.k, &a.v, &self.layout(bounds));
-            }
+    /// Head norms, rotation and attention of layer `index`.
+    fn attend(
+        &self,
+        a: &mut LayerActivations,
+        c: &mut CheapActivations,
+        index: usize,
+        pass: &mut Pass,
+        common: &Common,
+    ) {
+        let norm = self.layers[index].head_norm(common);
+        if let Pass::Decode { caches, slots, places, lengths } = pass {
+            let (layout, cache) = (self.layout(&[]), &mut caches[index]);
+            head_norm::forward_cached(&mut c.q, &mut c.k, cache, &a.q_raw, &a.k_raw, &a.v, &norm, slots, places);
+            attention::decode(&mut a.attended, &c.q, cache, slots, lengths, layout.heads, layout.scale);
+            return;
+        }
+        head_norm::forward(&mut c.q, &mut c.k, &a.q_raw, &a.k_raw, &norm);
+        let bounds = match pass {
+            Pass::Packed { bounds } => *bounds,
             Pass::Prefill { bounds, caches, slots, places } => {
                 caches[index].store(&c.k, &a.v, slots, places);
-                attention::forward(&mut a.attended, &mut a.log_sum_exp, &c.q, &c.k, &a.v, &self.layout(bounds));
+                *bounds
             }
-            Pass::Decode { caches, slots, places, lengths } => {
-                let layout = self.layout(&[]);
-                caches[index].store(&c.k, &a.v, slots, places);
-                attention::decode(&mut a.attended, &c.q, &caches[index], slots, lengths, layout.heads, layout.scale);
-            }
-        }
+            Pass::Decode { .. } => &[],
+        };
+        attention::forward(&mut a.attended, &mut a.log_sum_exp, &c.q, &c.k, &a.v, &self.layout(bounds));
     }
 
     /// From the gradient of `acts.normed` down to the lowest trained parameter. `d_features` receives the gradient of
@@ -551,7 +562,7 @@ impl TextDecoder {
         adapter: Adapter,
     ) {
         let eps = self.config.rms_norm_eps;
-        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter };
+        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter, device: Device::Cpu };
         let count = self.layers.len();
         let below = d_features.is_some() || self.embeddings.is_trainable();
         let lowest = if below { 0 } else { self.layers.iter().position(TextLayer::is_trainable).unwrap_or(count) };
@@ -581,8 +592,8 @@ impl TextDecoder {
                 Recompute::Nothing => {}
                 Recompute::Cheap => self.layers[index].remake(a, c, x, &common),
                 Recompute::Layers => {
-                    self.layers[index].project(a, c, x, &common, None);
-                    self.attend(a, c, index, &mut Pass::Packed { bounds: &batch.bounds });
+                    self.layers[index].project(a, c, x, &common);
+                    self.attend(a, c, index, &mut Pass::Packed { bounds: &batch.bounds }, &common);
                     self.layers[index].finish(a, c, x, &mut d.again, &common);
                 }
             }

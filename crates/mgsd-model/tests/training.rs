@@ -271,12 +271,12 @@ fn five_lora_steps_follow_pytorch() {
         let mut model = tied_with_adapter(&root);
         let data = supervised(&model, &stored);
         let mut pass = Pass::new(&model);
-        let zeros = |p: &&mgsd_model::param::Parameter| Tensor::zeros_on(device(), Dtype::F32, p.value.rows(), p.value.cols());
+        let zeros =
+            |p: &&mgsd_model::param::Parameter| Tensor::zeros_on(device(), Dtype::F32, p.value.rows(), p.value.cols());
         let mut moments: Vec<(Tensor, Tensor)> = model.parameters().iter().map(|p| (zeros(p), zeros(p))).collect();
         for step in 1..=5u64 {
             let loss = pass.run(&mut model, &data, Adapter::On);
-            let squares: f64 =
-                adamw::sum_of_squares(model.parameters().iter().filter_map(|p| p.grad.as_ref()));
+            let squares: f64 = adamw::sum_of_squares(model.parameters().iter().filter_map(|p| p.grad.as_ref()));
             let norm = squares.sqrt();
             assert!((loss - f64::from(floats(&stored, "step_losses")[step as usize - 1])).abs() < 1e-4, "loss {step}");
             assert!(

@@ -31,6 +31,7 @@ pub use metrics::{Phase, Scalars};
 pub use optim::{OptimiserState, clip_factor, gradient_norm};
 pub use recipe::{Kind, Recipe};
 
+pub use mgsd_compute::Device;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -40,6 +41,8 @@ pub struct Control<'a> {
     pub stop: &'a AtomicBool,
     /// Continue from the newest checkpoint in `model.out`; without one the run begins at the start.
     pub resume: bool,
+    /// Where the models run.
+    pub device: Device,
     /// Called after every step and every measurement.
     pub progress: Option<&'a dyn Fn(&Progress)>,
 }

@@ -2,8 +2,8 @@
 
 use crate::error::{Result, TrainError};
 use crate::recipe::Optimiser;
-use mgsd_compute::{Dtype, Tensor};
 use mgsd_compute::ops::adamw;
+use mgsd_compute::{Dtype, Tensor};
 use mgsd_model::param::Parameter;
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 use crate::error::{Result, TrainError};
 use crate::random::derive;
 use crate::recipe::{Kind, Recipe, Targets};
+use mgsd_compute::Device;
 use mgsd_model::config::Config;
 use mgsd_model::image::PixelLimits;
 use mgsd_model::lora::LoraConfig;
@@ -21,7 +22,7 @@ pub(crate) struct Student {
 }
 
 /// Loads or draws the weights and decides what is trained.
-pub(crate) fn load(recipe: &Recipe) -> Result<Student> {
+pub(crate) fn load(recipe: &Recipe, device: Device) -> Result<Student> {
     let base = &recipe.model.base;
     let failed = || TrainError::other(format!("model.base {}", base.display()));
     let random = recipe.model.random_weights.unwrap_or(recipe.kind == Kind::Pretrain);
@@ -32,10 +33,13 @@ pub(crate) fn load(recipe: &Recipe) -> Result<Student> {
         model.origin = Some(base.clone());
         model
     } else {
-        // Under an adapter the base stays as it is on disk; otherwise it is to be changed in full precision.
-        let purpose = if recipe.model.adapter.is_some() { Purpose::Inference } else { Purpose::Training };
+        // Under an adapter the base stays as it is on disk; otherwise it is to be changed in full precision, which on a
+        // GPU is the optimiser's business.
+        let as_stored = recipe.model.adapter.is_some() || !device.is_cpu();
+        let purpose = if as_stored { Purpose::Inference } else { Purpose::Training };
         Qwen3Vl::load(base, purpose).map_err(failed())?
     };
+    model.settle(device);
     let Some(adapter) = &recipe.model.adapter else {
         let parts = recipe.model.train;
         model.set_trainable(Parts {
@@ -70,8 +74,11 @@ pub(crate) fn load(recipe: &Recipe) -> Result<Student> {
 }
 
 /// A model that only scores.
-pub(crate) fn load_frozen(folder: &Path) -> Result<Qwen3Vl> {
-    Qwen3Vl::load(folder, Purpose::Inference).map_err(TrainError::other(format!("teacher {}", folder.display())))
+pub(crate) fn load_frozen(folder: &Path, device: Device) -> Result<Qwen3Vl> {
+    let failed = TrainError::other(format!("teacher {}", folder.display()));
+    let mut model = Qwen3Vl::load(folder, Purpose::Inference).map_err(failed)?;
+    model.settle(device);
+    Ok(model)
 }
 
 /// Tokenizer, chat template and image processor of the base, with the recipe's limits.

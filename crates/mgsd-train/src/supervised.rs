@@ -24,7 +24,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
     let source = Arc::new(Source::open(recipe)?);
     let steps = step_count(recipe, &source);
     let (session, from) = session::open(recipe, control, steps)?;
-    let student = student::load(recipe)?;
+    let student = student::load(recipe, control.device)?;
     let mut stage = Supervised::new(recipe, source, &student.model, recipe.batch.samples_per_step, 1.0);
     session.run(student, &mut stage, from)
 }

@@ -1,5 +1,7 @@
 //! Device memory.
 
+use std::sync::atomic::Ordering;
+
 use cudarc::driver::sys;
 
 use super::{Cuda, check};
@@ -60,7 +62,7 @@ impl Buffer {
         if bytes > 0 {
             assert!(bytes <= self.bytes, "{bytes} bytes to clear of {}", self.bytes);
             // SAFETY: the range was just checked.
-            check("cuMemsetD8", unsafe { sys::cuMemsetD8Async(self.pointer, 0, bytes, self.gpu.stream) });
+            check("cuMemsetD8", unsafe { sys::cuMemsetD8Async(self.pointer, 0, bytes, self.gpu.stream()) });
         }
     }
 
@@ -81,6 +83,7 @@ impl Buffer {
             self.gpu.enter();
             // SAFETY: came from cuMemAlloc, and is forgotten here. The driver waits for work under way.
             unsafe { sys::cuMemFree_v2(self.pointer) };
+            self.gpu.epoch.fetch_add(1, Ordering::Relaxed);
             (self.pointer, self.bytes) = (0, 0);
         }
     }
@@ -98,7 +101,7 @@ impl Cuda {
         self.enter();
         if !from.is_empty() {
             // SAFETY: the caller owns both ranges; pageable memory is staged by the driver before it returns.
-            let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream) };
+            let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream()) };
             check("cuMemcpyHtoD", status);
         }
     }
@@ -108,7 +111,7 @@ impl Cuda {
         self.enter();
         if !to.is_empty() {
             // SAFETY: the caller owns both ranges.
-            let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream) };
+            let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream()) };
             check("cuMemcpyDtoH", status);
         }
         self.synchronize();
@@ -119,7 +122,7 @@ impl Cuda {
         self.enter();
         if bytes > 0 {
             // SAFETY: the caller owns both ranges.
-            check("cuMemcpyDtoD", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) });
+            check("cuMemcpyDtoD", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream()) });
         }
     }
 }

@@ -12,6 +12,8 @@ pub struct Graph {
 
 // SAFETY: used through its GPU's stream only.
 unsafe impl Send for Graph {}
+// SAFETY: a launch only asks the driver, which takes turns by itself.
+unsafe impl Sync for Graph {}
 
 impl Cuda {
     /// Records what `work` asks for instead of doing it. `work` must have run once before, so that all memory is there,
@@ -22,9 +24,9 @@ impl Cuda {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: plain calls of the driver's interface with places for their results.
         unsafe {
-            check("cuStreamBeginCapture", sys::cuStreamBeginCapture_v2(self.stream, mode));
+            check("cuStreamBeginCapture", sys::cuStreamBeginCapture_v2(self.streams[0], mode));
             work();
-            check("cuStreamEndCapture", sys::cuStreamEndCapture(self.stream, &mut graph));
+            check("cuStreamEndCapture", sys::cuStreamEndCapture(self.streams[0], &mut graph));
             check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut run, graph, 0));
             check("cuGraphDestroy", sys::cuGraphDestroy(graph));
         }
@@ -37,7 +39,7 @@ impl Graph {
     pub fn launch(&self) {
         self.gpu.enter();
         // SAFETY: the graph lives as long as `self`.
-        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.run, self.gpu.stream) });
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.run, self.gpu.streams[0]) });
     }
 }
 

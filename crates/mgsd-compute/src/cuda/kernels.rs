@@ -23,6 +23,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("elementwise", include_str!("kernels/elementwise.cu")),
     ("embedding", include_str!("kernels/embedding.cu")),
     ("gelu", include_str!("kernels/gelu.cu")),
+    ("head_norm_rope", include_str!("kernels/head_norm_rope.cu")),
     ("interpolate", include_str!("kernels/interpolate.cu")),
     ("layer_norm", include_str!("kernels/layer_norm.cu")),
     ("linear", include_str!("kernels/linear.cu")),
@@ -138,7 +139,7 @@ impl Cuda {
         let status = unsafe {
             let none = std::ptr::null_mut();
             let places = places.as_mut_ptr();
-            sys::cuLaunchKernel(handle, x, y, z, block[0], block[1], 1, shared, self.stream, places, none)
+            sys::cuLaunchKernel(handle, x, y, z, block[0], block[1], 1, shared, self.stream(), places, none)
         };
         if status != sys::CUresult::CUDA_SUCCESS {
             panic!("CUDA: kernel {kernel:?} with grid {grid:?}, block {block:?}, shared {shared} failed: {status:?}");
@@ -194,7 +195,8 @@ impl Cuda {
     fn image(&self, operation: &'static str, variant: Variant) -> Vec<u8> {
         let found = SOURCES.iter().find(|(name, _)| *name == operation);
         let (_, body) = found.unwrap_or_else(|| panic!("CUDA: no kernels for {operation}"));
-        let begin = if operation.starts_with("attention") { ATTENTION } else { COMMON };
+        let begin =
+            if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
         let source = format!("{begin}\n#line 1 \"{operation}.cu\"\n{body}");
         let options = self.options(variant);
         let mut version = (0, 0);

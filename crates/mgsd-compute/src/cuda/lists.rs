@@ -22,6 +22,11 @@ struct List {
 const KEPT: usize = 96;
 
 impl Cuda {
+    /// Sends a list again if it has changed, for a [`Graph`](super::Graph) that reads it.
+    pub fn refresh<T: bytemuck::Pod>(&'static self, list: &[T]) {
+        self.list(list);
+    }
+
     /// A device copy of `list`, valid until many other lists were asked for.
     pub(crate) fn list<T: bytemuck::Pod>(&'static self, list: &[T]) -> u64 {
         let bytes: &[u8] = bytemuck::cast_slice(list);

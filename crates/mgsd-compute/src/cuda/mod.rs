@@ -8,6 +8,7 @@
 //! biases) and gradients of parameters as 32-bit floats; sums are always made in 32-bit floats.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use cudarc::driver::sys;
 
@@ -26,7 +27,13 @@ pub(crate) use product::{Operand, Product};
 pub struct Cuda {
     ordinal: usize,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    /// The stream of all work, and those of branches.
+    streams: [sys::CUstream; BRANCHES],
+    events: [sys::CUevent; BRANCHES],
+    /// Which of the streams work goes to.
+    branch: AtomicUsize,
+    /// Counts the blocks of memory given back.
+    epoch: AtomicU64,
     name: String,
     /// Major and minor compute capability.
     capability: (i32, i32),
@@ -36,6 +43,9 @@ pub struct Cuda {
     lists: Mutex<lists::Lists>,
     scratch: Mutex<Vec<Scratch>>,
 }
+
+/// Pieces of work that can run side by side.
+const BRANCHES: usize = 4;
 
 /// A piece of device memory that operations use among themselves.
 struct Scratch {
@@ -95,7 +105,8 @@ impl Cuda {
         kernels::present()?;
         product::present()?;
         let mut device = 0;
-        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mut context = std::ptr::null_mut();
+        let (mut streams, mut events) = ([std::ptr::null_mut(); BRANCHES], [std::ptr::null_mut(); BRANCHES]);
         let mut name = [0u8; 128];
         let asked = [
             sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
@@ -113,14 +124,21 @@ impl Cuda {
                 tried("cuDeviceGetAttribute", sys::cuDeviceGetAttribute(answer, attribute, device))?;
             }
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            tried("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
+            for (stream, event) in streams.iter_mut().zip(&mut events) {
+                tried("cuStreamCreate", sys::cuStreamCreate(stream, flags))?;
+                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+                tried("cuEventCreate", sys::cuEventCreate(event, flags))?;
+            }
         }
         CURRENT.set(ordinal);
         let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
         Ok(Self {
             ordinal,
             context,
-            stream,
+            streams,
+            events,
+            branch: AtomicUsize::new(0),
+            epoch: AtomicU64::new(0),
             name: String::from_utf8_lossy(name).into_owned(),
             capability: (answers[0], answers[1]),
             multiprocessors: answers[2] as u32,
@@ -154,7 +172,44 @@ impl Cuda {
     pub fn synchronize(&self) {
         self.enter();
         // SAFETY: the stream lives as long as the process.
-        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.stream) });
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.streams[0]) });
+    }
+
+    /// Changes whenever memory was given back, so that what was recorded before may point nowhere.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    fn stream(&self) -> sys::CUstream {
+        self.streams[self.branch.load(Ordering::Relaxed)]
+    }
+
+    /// Asks for pieces of work that do not depend on each other; the GPU may do them side by side. They must not use
+    /// the same scratch memory.
+    pub(crate) fn together(&self, pieces: &mut [&mut dyn FnMut()]) {
+        assert!(pieces.len() <= BRANCHES, "{} pieces of work side by side; at most {BRANCHES}", pieces.len());
+        self.enter();
+        let (main, start) = (self.streams[0], self.events[0]);
+        // SAFETY: streams and events live as long as the process.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(start, main) });
+        for (index, piece) in pieces.iter_mut().enumerate().rev() {
+            let stream = self.streams[index];
+            if index > 0 {
+                // SAFETY: as above.
+                check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, start, 0) });
+            }
+            self.branch.store(index, Ordering::Relaxed);
+            piece();
+            self.branch.store(0, Ordering::Relaxed);
+            if index > 0 {
+                // SAFETY: as above.
+                check("cuEventRecord", unsafe { sys::cuEventRecord(self.events[index], stream) });
+            }
+        }
+        for event in &self.events[1..pieces.len()] {
+            // SAFETY: as above.
+            check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(main, *event, 0) });
+        }
     }
 
     pub(crate) fn multiprocessors(&self) -> u32 {

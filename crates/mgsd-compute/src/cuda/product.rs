@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt, column-major as it wants them.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use cudarc::cublaslt::sys as lt;
 
@@ -17,7 +18,8 @@ const PLANS: usize = 8192;
 pub(super) struct Planner {
     handle: lt::cublasLtHandle_t,
     plans: HashMap<Product, Plan>,
-    workspace: Option<Buffer>,
+    /// One for each stream, since they may run side by side.
+    workspaces: Vec<Buffer>,
 }
 
 /// One side of a product, column-major.
@@ -102,7 +104,7 @@ impl Planner {
         // SAFETY: `handle` is a place for the result.
         match unsafe { lt::cublasLtCreate(&mut handle) } {
             lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS => {
-                Ok(Self { handle, plans: HashMap::new(), workspace: None })
+                Ok(Self { handle, plans: HashMap::new(), workspaces: Vec::new() })
             }
             failed => Err(format!("cublasLtCreate failed: {failed:?}")),
         }
@@ -119,8 +121,7 @@ impl Planner {
         let mut description = std::ptr::null_mut();
         let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         // SAFETY: `description` is a place for the result.
-        let status =
-            unsafe { lt::cublasLtMatmulDescCreate(&mut description, compute, lt::cudaDataType::CUDA_R_32F) };
+        let status = unsafe { lt::cublasLtMatmulDescCreate(&mut description, compute, lt::cudaDataType::CUDA_R_32F) };
         check("cublasLtMatmulDescCreate", status);
         use lt::cublasLtMatmulDescAttributes_t as Attribute;
         // CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
@@ -152,13 +153,14 @@ impl Planner {
             let value = (&raw const workspace).cast();
             let status = lt::cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, size_of::<usize>());
             check("cublasLtMatmulPreferenceSetAttribute", status);
-            let least: u32 = 16;
-            for attribute in [
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+            for (attribute, operand) in [
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, product.a),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, product.b),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, product.out),
+                (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, product.out),
             ] {
+                // Rows of any matrix begin at such an address.
+                let least: u32 = 1 << (operand.stride * operand.dtype.size()).trailing_zeros().min(4);
                 let value = (&raw const least).cast();
                 let status = lt::cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, size_of::<u32>());
                 check("cublasLtMatmulPreferenceSetAttribute", status);
@@ -204,7 +206,10 @@ impl Cuda {
         self.enter();
         let mut planner = self.product.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let plan = planner.plan(product);
-        let workspace = planner.workspace.get_or_insert_with(|| Buffer::empty(self));
+        if planner.workspaces.is_empty() {
+            planner.workspaces = self.streams.iter().map(|_| Buffer::empty(self)).collect();
+        }
+        let workspace = &mut planner.workspaces[self.branch.load(Ordering::Relaxed)];
         workspace.reserve(WORKSPACE);
         let workspace = workspace.pointer();
         let beta: f32 = if product.adds { 1.0 } else { 0.0 };
@@ -226,7 +231,7 @@ impl Cuda {
                 &plan.algorithm,
                 workspace as *mut _,
                 WORKSPACE,
-                self.stream as lt::cudaStream_t,
+                self.stream() as lt::cudaStream_t,
             )
         };
         if status != lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS {

@@ -28,7 +28,13 @@ pub fn forward(out: &mut Tensor, table: &Tensor, taps: &[Taps], write: Write) {
             width.into(),
             (write == Write::Add).into(),
         ];
-        return gpu.launch(out.kernel("interpolate", "forward"), [taps.len() as u32, 1, 1], cuda_block(width), 0, &args);
+        return gpu.launch(
+            out.kernel("interpolate", "forward"),
+            [taps.len() as u32, 1, 1],
+            cuda_block(width),
+            0,
+            &args,
+        );
     }
     let table = table.values();
     let out = par::Out::new(out.as_mut_slice());

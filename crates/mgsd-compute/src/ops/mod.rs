@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod attention;
 pub mod embedding;
 pub mod gelu;
+pub mod head_norm;
 pub mod interpolate;
 pub mod layer_norm;
 pub mod linear;

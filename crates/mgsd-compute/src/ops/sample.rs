@@ -2,7 +2,7 @@
 //! caller has the logits at hand and chooses for itself.
 
 use crate::cuda::Kernel;
-use crate::{Dtype, Tensor, check};
+use crate::{Dtype, Tensor};
 
 /// How the token of a row is chosen. Filters apply in the order of the fields; tokens as likely as the last one that a
 /// filter keeps are kept too.
@@ -23,10 +23,10 @@ pub struct Choice {
     pub unused: f32,
 }
 
-/// A token for each row of `logits: [rows, vocab]` (F32, on a GPU), and the logarithm of its probability under the
+/// A token for each of the first rows of `logits: [rows, vocab]` (F32, on a GPU), and the logarithm of its probability under the
 /// unchanged logits. The vectors are cleared and refilled.
 pub fn sample(tokens: &mut Vec<u32>, log_probs: &mut Vec<f32>, logits: &Tensor, choices: &[Choice]) {
-    check::length("sample", "choices", choices.len(), logits.rows());
+    assert!(choices.len() <= logits.rows(), "sample: {} choices for {:?}", choices.len(), logits.shape());
     let Some(gpu) = logits.gpu() else { panic!("sample: the logits lie on the CPU") };
     assert!(logits.dtype() == Dtype::F32, "sample: logits must be F32");
     let rows = choices.len();

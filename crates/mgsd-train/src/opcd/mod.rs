@@ -43,7 +43,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         (boards / recipe.batch.samples_per_step as f64).ceil().max(1.0) as u64
     });
     let (session, from) = session::open(recipe, control, steps)?;
-    let student = student::load(recipe)?;
+    let student = student::load(recipe, control.device)?;
     let model = &student.model;
     let (count, weight) = (recipe.opcd.replay_samples, recipe.opcd.replay_weight);
     let replay = if count > 0 {
@@ -54,7 +54,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
     let mut stage = Distillation {
         recipe,
         replay,
-        teacher: Teacher::load(recipe)?,
+        teacher: Teacher::load(recipe, control.device)?,
         roller: Roller::new(recipe, model, rows.processor())?,
         passes: Passes::new(&model.config),
         student_micro: MicroBatch::new(&model.config),

@@ -6,7 +6,7 @@ use crate::packing::MicroBatch;
 use crate::passes::Passes;
 use crate::recipe::{Recipe, TeacherKind};
 use crate::student;
-use mgsd_compute::Tensor;
+use mgsd_compute::{Device, Dtype, Tensor};
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Keep, Qwen3Vl};
 use mgsd_model::weights::Array;
@@ -32,22 +32,33 @@ pub(super) struct Average {
     difference: Tensor,
 }
 
+/// The first average: the student. In bfloat16 it would stand still, since a step is smaller than a number's last digit.
+fn averaged(recipe: &Recipe, device: Device) -> Result<Qwen3Vl> {
+    let model = student::load(recipe, device)?.model;
+    if model.head().value.dtype() == Dtype::Bf16 {
+        return Err(TrainError::other("opcd.teacher")(
+            "\"ema\" needs a model in 32-bit floats on a GPU; use dtype float32 in its config.json, or --device cpu",
+        ));
+    }
+    Ok(model)
+}
+
 impl Teacher {
-    pub(super) fn load(recipe: &Recipe) -> Result<Self> {
+    pub(super) fn load(recipe: &Recipe, device: Device) -> Result<Self> {
         let settings = &recipe.opcd;
         Ok(match settings.teacher {
             TeacherKind::Base if recipe.model.adapter.is_some() => Self::SharedBase,
-            TeacherKind::Base => Self::Frozen(Box::new(student::load_frozen(&recipe.model.base)?)),
+            TeacherKind::Base => Self::Frozen(Box::new(student::load_frozen(&recipe.model.base, device)?)),
             TeacherKind::Folder => {
                 let folder = settings
                     .teacher_model
                     .as_deref()
                     .ok_or_else(|| TrainError::other("opcd.teacher_model")("expected with teacher = \"folder\""))?;
-                Self::Frozen(Box::new(student::load_frozen(folder)?))
+                Self::Frozen(Box::new(student::load_frozen(folder, device)?))
             }
             TeacherKind::Student => Self::Student,
             TeacherKind::Ema => Self::Average(Box::new(Average {
-                model: student::load(recipe)?.model,
+                model: averaged(recipe, device)?,
                 decay: settings.ema_decay,
                 difference: Tensor::empty(),
             })),

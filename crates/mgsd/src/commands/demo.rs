@@ -4,7 +4,7 @@ use crate::console::Console;
 use crate::demo::{self, Scale, Settings};
 use std::path::PathBuf;
 
-/// The whole method on the embedded model, on the CPU: boards, perception SFT, distillation, report.
+/// The whole method on the embedded model, on the CPU unless told otherwise: boards, perception SFT, distillation, report.
 ///
 /// Example: mgsd demo --out runs/demo --seed 1
 #[derive(clap::Args)]
@@ -27,6 +27,9 @@ pub struct Args {
     /// Change a key of the stage-2 recipe, such as opcd.loss=policy-gradient; may be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     set_opcd: Vec<String>,
+    /// Where the models run: cpu, cuda or cuda:N. The embedded model is so small that the CPU suits it.
+    #[arg(long, default_value = "cpu", value_name = "cpu|cuda|cuda:N")]
+    device: String,
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
@@ -35,6 +38,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         seed: args.seed,
         scale: if args.quick { Scale::Quick } else { Scale::Full },
         cold_start: !args.no_cold_start,
+        device: mgsd_compute::Device::parse(&args.device).map_err(|why| anyhow::anyhow!("--device: {why}"))?,
         set_sft: args.set_sft.clone(),
         set_opcd: args.set_opcd.clone(),
     };

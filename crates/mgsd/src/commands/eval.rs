@@ -178,8 +178,7 @@ impl Common {
     }
 
     fn client(&self) -> anyhow::Result<LocalClient<'static>> {
-        self.device.check()?;
-        Ok(LocalClient::open(&self.model, self.pixels.limits(), self.batch)?)
+        Ok(LocalClient::open(&self.model, self.pixels.limits(), self.batch, self.device.open()?)?)
     }
 }
 

@@ -23,19 +23,14 @@ pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
 /// Where a model runs.
 #[derive(clap::Args)]
 pub struct Device {
-    /// Device to run on. This version runs on the CPU.
-    #[arg(long, default_value = "cpu", value_name = "cpu")]
+    /// Where the model runs: cpu, cuda or cuda:N; by default the first GPU if there is one that can be used.
+    #[arg(long, default_value = "auto", value_name = "cpu|cuda|cuda:N")]
     device: String,
 }
 
 impl Device {
-    /// Refuses what this version cannot do.
-    pub fn check(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.device == "cpu",
-            "--device is {:?}: this version of mgsd runs on the CPU only; leave the flag out or give --device cpu",
-            self.device
-        );
-        Ok(())
+    /// The device, or what is missing to use it.
+    pub fn open(&self) -> anyhow::Result<mgsd_compute::Device> {
+        mgsd_compute::Device::parse(&self.device).map_err(|why| anyhow::anyhow!("--device {}: {why}", self.device))
     }
 }

@@ -136,7 +136,7 @@ fn init(args: &Init, console: &Console) -> anyhow::Result<()> {
 }
 
 fn trace(args: &Trace, console: &Console) -> anyhow::Result<()> {
-    args.device.check()?;
+    let device = args.device.open()?;
     let path = &args.chat;
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let json: serde_json::Value =
@@ -144,7 +144,8 @@ fn trace(args: &Trace, console: &Console) -> anyhow::Result<()> {
     let base = path.parent().unwrap_or(std::path::Path::new("."));
     let messages = Message::list_from_json(&json, base).with_context(|| path.display().to_string())?;
     let processor = Processor::open(&args.model, args.pixels.limits())?;
-    let model = Qwen3Vl::load(&args.model, Purpose::Inference)?;
+    let mut model = Qwen3Vl::load(&args.model, Purpose::Inference)?;
+    model.settle(device);
     let trace = mgsd_model::trace::trace(&model, &processor.prompt(&messages)?, args.generate)?;
     mgsd_model::weights::write_arrays(&args.out, &trace)?;
     console.say(format_args!("{} tensors in {}", trace.len(), args.out.display()));
@@ -152,7 +153,7 @@ fn trace(args: &Trace, console: &Console) -> anyhow::Result<()> {
 }
 
 fn chat(args: &Chat, console: &Console) -> anyhow::Result<()> {
-    args.device.check()?;
+    let device = args.device.open()?;
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
         None => std::io::read_to_string(std::io::stdin()).context("standard input")?,
@@ -171,7 +172,8 @@ fn chat(args: &Chat, console: &Console) -> anyhow::Result<()> {
     let mut parts: Vec<Part> = args.image.iter().map(|path| Part::Image(ImageSource::Path(path.clone()))).collect();
     parts.push(Part::Text(prompt));
     let processor = Processor::open(&args.model, args.pixels.limits())?;
-    let model = Qwen3Vl::load(&args.model, Purpose::Inference)?;
+    let mut model = Qwen3Vl::load(&args.model, Purpose::Inference)?;
+    model.settle(device);
     let request = Request {
         prompt: Arc::new(processor.prompt(&[Message::parts("user", parts)])?),
         sampling,

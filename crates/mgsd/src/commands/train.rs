@@ -45,7 +45,7 @@ impl KindName {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    args.device.check()?;
+    let device = args.device.open()?;
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     if recipe.kind != args.kind.kind() {
         bail!(
@@ -66,7 +66,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             console.note(format_args!("step {} measured: {}", progress.step, summary_line(progress)));
         }
     };
-    let control = Control { stop: interrupt::install()?, resume: args.resume, progress: Some(&show) };
+    let control = Control { stop: interrupt::install()?, resume: args.resume, device, progress: Some(&show) };
     let summary = mgsd_train::run(&recipe, &control)?;
     console.say(format_args!("{} steps in {:.0} s: {}", summary.steps, summary.seconds, summary.result.display()));
     console.result(&serde_json::json!({

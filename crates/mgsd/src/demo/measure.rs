@@ -9,6 +9,7 @@ use mgsd_eval::run::RunOptions;
 use mgsd_eval::{perception, plan};
 use mgsd_model::image::PixelLimits;
 use mgsd_tasks::{RenderOptions, TileSet};
+use mgsd_train::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,19 +23,20 @@ pub struct Bench {
     cases: Vec<EvalCase>,
     prompts: Prompts,
     folder: PathBuf,
+    device: Device,
 }
 
 impl Bench {
-    /// Results go below `folder`.
-    pub fn new(boards: &[Example], prompts: Prompts, folder: PathBuf) -> Self {
+    /// Results go below `folder`; models run on `device`.
+    pub fn new(boards: &[Example], prompts: Prompts, folder: PathBuf, device: Device) -> Self {
         let pictures = Arc::new(RenderOptions { image_size: 128, tiles: TileSet::drawn() });
         let cases = boards.iter().map(|example| EvalCase::from_example(example, &pictures)).collect();
-        Self { cases, prompts, folder }
+        Self { cases, prompts, folder, device }
     }
 
     /// Measures a model folder, greedily.
     pub fn measure(&self, stage: &str, model: &Path) -> anyhow::Result<StageScores> {
-        let mut client = LocalClient::open(model, PixelLimits::default(), SLOTS)?;
+        let mut client = LocalClient::open(model, PixelLimits::default(), SLOTS, self.device)?;
         let mut quiet = |_| {};
         let mut planned = |modality| -> anyhow::Result<_> {
             let options = RunOptions { max_new_tokens: MAX_NEW_TOKENS, ..RunOptions::greedy(modality) };

@@ -15,7 +15,7 @@ use mgsd_data::opcd;
 use mgsd_data::perception_sft;
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_eval::demo::{Demo, StageScores};
-use mgsd_train::{Control, Phase, Progress, Recipe};
+use mgsd_train::{Control, Device, Phase, Progress, Recipe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -30,6 +30,8 @@ pub struct Settings {
     pub scale: Scale,
     /// Whether stage 1 comes before stage 2.
     pub cold_start: bool,
+    /// Where the models run.
+    pub device: Device,
     /// Changes of the stage-1 recipe.
     pub set_sft: Vec<String>,
     /// Changes of the stage-2 recipe.
@@ -61,7 +63,7 @@ pub fn run(settings: &Settings, console: &Console) -> anyhow::Result<Demo> {
     opcd::write_json(&out.join("opcd.json"), &rows)?;
     clock.lap("generate");
 
-    let bench = Bench::new(&boards.test, prompts, out.join("eval"));
+    let bench = Bench::new(&boards.test, prompts, out.join("eval"), settings.device);
     let base_scores = measured(&bench, "base", &base, console)?;
     clock.lap("measure_base");
 
@@ -207,7 +209,8 @@ fn train(
             ));
         }
     };
-    Ok(mgsd_train::run(&recipe, &Control { stop, resume: false, progress: Some(&show) })?.result)
+    Ok(mgsd_train::run(&recipe, &Control { stop, resume: false, device: settings.device, progress: Some(&show) })?
+        .result)
 }
 
 fn measured(bench: &Bench, stage: &str, model: &Path, console: &Console) -> anyhow::Result<StageScores> {

@@ -39,6 +39,12 @@ impl KvCache {
         (self.keys, self.values) = (zeros(keys), zeros(values));
     }
 
+    /// Where keys and values lie on the GPU of `k`.
+    pub(crate) fn memory(&mut self, k: &Tensor) -> (u64, u64) {
+        self.settle(k);
+        (self.keys.pointer(), self.values.pointer())
+    }
+
     fn cached(&self) -> Cached<'_> {
         let Self { keys, values, capacity, kv_heads, head_dim, .. } = self;
         Cached { keys, values, capacity: *capacity, kv_heads: *kv_heads, head_dim: *head_dim }

@@ -75,7 +75,8 @@ pub(super) fn run(
         if let Some((hidden, head)) = other {
             project(gpu, (theirs, Dtype::F32), None, rows_at(hidden, first), count, head, 1.0);
         }
-        let (name, args): (_, Vec<Arg>) = arguments(&loss, [slopes, ours, theirs, out, teachers, targets, weights], lists);
+        let (name, args): (_, Vec<Arg>) =
+            arguments(&loss, [slopes, ours, theirs, out, teachers, targets, weights], lists);
         let tail = [vocab, first, rows].map(Arg::from);
         let last: &[Arg] = if matches!(loss, Loss::LogProbs) { &[] } else { &[slope.into()] };
         let args = [&args[..], &tail[..], last].concat();
