@@ -1,6 +1,7 @@
 //! A matrix on a device.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -39,8 +40,16 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// Where the numbers live.
 enum Storage {
     F32(Vec<Line>),
-    Bf16 { bytes: SharedBytes, offset: usize },
-    Cuda { buffer: Buffer, dtype: Dtype },
+    Bf16 {
+        bytes: SharedBytes,
+        offset: usize,
+    },
+    Cuda {
+        buffer: Buffer,
+        dtype: Dtype,
+        /// Set when all is to be zero and no memory was touched for it yet: what is written first may simply be written.
+        zero: AtomicBool,
+    },
 }
 
 /// The numbers of a CPU tensor of either kind, for the operations.
@@ -163,7 +172,10 @@ impl Tensor {
                 }
             }
             Storage::Bf16 { .. } => panic!("Tensor::resize: a mapped Bf16 tensor is read-only"),
-            Storage::Cuda { buffer, dtype } => buffer.reserve(rows * cols * dtype.size()),
+            Storage::Cuda { buffer, dtype, zero } => {
+                *zero.get_mut() = false;
+                buffer.reserve(rows * cols * dtype.size());
+            }
         }
         self.rows = rows;
         self.cols = cols;
@@ -178,7 +190,7 @@ impl Tensor {
     /// New shape, contents unspecified, on `device`; `dtype` counts on a GPU only, the CPU computes with `F32`.
     pub fn place_on(&mut self, device: Device, dtype: Dtype, rows: usize, cols: usize) {
         let stays = match (&self.storage, device) {
-            (Storage::Cuda { buffer, dtype: own }, Device::Cuda(gpu)) => {
+            (Storage::Cuda { buffer, dtype: own, .. }, Device::Cuda(gpu)) => {
                 std::ptr::eq(buffer.gpu(), gpu) && *own == dtype
             }
             (Storage::Cuda { .. }, Device::Cpu) | (_, Device::Cuda(_)) => false,
@@ -187,7 +199,7 @@ impl Tensor {
         if !stays {
             self.storage = match device {
                 Device::Cpu => Storage::F32(Vec::new()),
-                Device::Cuda(gpu) => Storage::Cuda { buffer: Buffer::empty(gpu), dtype },
+                Device::Cuda(gpu) => Storage::Cuda { buffer: Buffer::empty(gpu), dtype, zero: AtomicBool::new(false) },
             };
         }
         self.resize(rows, cols);
@@ -264,8 +276,21 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn pointer(&self) -> u64 {
         match &self.storage {
-            Storage::Cuda { buffer, .. } => buffer.pointer(),
+            Storage::Cuda { buffer, dtype, zero } => {
+                if zero.swap(false, Ordering::Relaxed) {
+                    buffer.zero(self.len() * dtype.size());
+                }
+                buffer.pointer()
+            }
             _ => panic!("this operand {:?} lies on the CPU, others on a GPU", self.shape()),
+        }
+    }
+
+    /// Whether it is zero without its memory being so yet; from now on the caller sees to what is there.
+    pub(crate) fn take_zero(&mut self) -> bool {
+        match &mut self.storage {
+            Storage::Cuda { zero, .. } => std::mem::take(zero.get_mut()),
+            _ => false,
         }
     }
 
@@ -285,9 +310,10 @@ impl Tensor {
     /// Every number becomes `value`.
     pub fn fill(&mut self, value: f32) {
         let len = self.len();
-        if let Storage::Cuda { buffer, dtype } = &mut self.storage {
+        if let Storage::Cuda { buffer, dtype, zero } = &mut self.storage {
+            *zero.get_mut() = value == 0.0;
             if value == 0.0 {
-                return buffer.zero(len * dtype.size());
+                return;
             }
             let function = match dtype {
                 Dtype::F32 => "fill_f32",
@@ -379,11 +405,15 @@ impl Tensor {
             self.shape(),
             out.len()
         );
+        if self.gpu().is_some() {
+            // So that a zero is there.
+            self.pointer();
+        }
         match &self.storage {
-            Storage::Cuda { buffer, dtype: Dtype::F32 } => {
+            Storage::Cuda { buffer, dtype: Dtype::F32, .. } => {
                 buffer.read(start * self.cols * 4, bytemuck::cast_slice_mut(out))
             }
-            Storage::Cuda { buffer, dtype: Dtype::Bf16 } => {
+            Storage::Cuda { buffer, dtype: Dtype::Bf16, .. } => {
                 let mut halves = vec![0u16; out.len()];
                 buffer.read(start * self.cols * 2, bytemuck::cast_slice_mut(&mut halves));
                 out.iter_mut().zip(halves).for_each(|(to, half)| *to = widen(half));
@@ -400,9 +430,12 @@ impl Tensor {
             "Tensor::write_rows: {} numbers at row {start} of {shape:?}",
             data.len()
         );
+        if self.gpu().is_some() {
+            self.pointer();
+        }
         match &mut self.storage {
-            Storage::Cuda { buffer, dtype: Dtype::F32 } => buffer.write(at * 4, bytemuck::cast_slice(data)),
-            Storage::Cuda { buffer, dtype: Dtype::Bf16 } => {
+            Storage::Cuda { buffer, dtype: Dtype::F32, .. } => buffer.write(at * 4, bytemuck::cast_slice(data)),
+            Storage::Cuda { buffer, dtype: Dtype::Bf16, .. } => {
                 let halves: Vec<u16> = data.iter().map(|x| narrow(*x)).collect();
                 buffer.write(at * 2, bytemuck::cast_slice(&halves));
             }

@@ -7,6 +7,8 @@
 //! product, the gradient of logits before that of states), and 1e-2 to 1.5e-2 for attention, which rounds probabilities
 //! too.
 
+use std::sync::{Mutex, MutexGuard};
+
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::gelu::{self, Gelu};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
@@ -14,10 +16,14 @@ use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads, Teacher, TokenStats
 use mgsd_compute::ops::{adamw, embedding, interpolate, layer_norm, linear, rms_norm, rope, rows, swiglu};
 use mgsd_compute::{Device, Dtype, Tensor, Write};
 
-/// The GPU, or a word that there is none.
-fn gpu(test: &str) -> Option<Device> {
+/// One thread at a time asks a GPU for work.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// The GPU for as long as the guard lives, or a word that there is none.
+fn gpu(test: &str) -> Option<(Device, MutexGuard<'static, ()>)> {
+    let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     match Device::parse("cuda") {
-        Ok(device) => Some(device),
+        Ok(device) => Some((device, turn)),
         Err(why) => {
             eprintln!("skipped {test}: {why}");
             None
@@ -92,7 +98,7 @@ const SIZES: [(usize, usize); 4] = [(1, 8), (3, 128), (77, 64), (130, 2560)];
 
 #[test]
 fn norms() {
-    let Some(device) = gpu("norms") else { return };
+    let Some((device, _turn)) = gpu("norms") else { return };
     let mut n = Numbers(1);
     for case in Case::both(device) {
         for (rows, cols) in SIZES {
@@ -130,7 +136,7 @@ fn norms() {
 
 #[test]
 fn linear_layers() {
-    let Some(device) = gpu("linear_layers") else { return };
+    let Some((device, _turn)) = gpu("linear_layers") else { return };
     let mut n = Numbers(2);
     for case in Case::both(device) {
         for (tokens, inputs, outputs) in [(1, 8, 16), (5, 64, 24), (33, 2560, 96), (130, 192, 640)] {
@@ -168,7 +174,7 @@ fn linear_layers() {
 
 #[test]
 fn pointwise() {
-    let Some(device) = gpu("pointwise") else { return };
+    let Some((device, _turn)) = gpu("pointwise") else { return };
     let mut n = Numbers(3);
     for case in Case::both(device) {
         for (rows, cols) in SIZES {
@@ -218,7 +224,7 @@ fn pointwise() {
 
 #[test]
 fn tables_and_rows() {
-    let Some(device) = gpu("tables_and_rows") else { return };
+    let Some((device, _turn)) = gpu("tables_and_rows") else { return };
     let mut n = Numbers(4);
     for case in Case::both(device) {
         for (count, width) in [(1, 8), (50, 64), (300, 264)] {
@@ -266,7 +272,7 @@ fn tables_and_rows() {
 
 #[test]
 fn attention_of_packed_sequences() {
-    let Some(device) = gpu("attention_of_packed_sequences") else { return };
+    let Some((device, _turn)) = gpu("attention_of_packed_sequences") else { return };
     let mut n = Numbers(5);
     for case in Case::both(device) {
         for (heads, kv_heads, head_dim) in [(4, 2, 32), (2, 2, 64), (8, 2, 128), (3, 3, 72), (2, 1, 16)] {
@@ -301,7 +307,7 @@ fn attention_of_packed_sequences() {
 
 #[test]
 fn attention_to_a_cache() {
-    let Some(device) = gpu("attention_to_a_cache") else { return };
+    let Some((device, _turn)) = gpu("attention_to_a_cache") else { return };
     let mut n = Numbers(6);
     for case in Case::both(device) {
         for (heads, kv_heads, head_dim) in [(4, 2, 32), (8, 2, 128)] {
@@ -327,7 +333,7 @@ fn attention_to_a_cache() {
 
 #[test]
 fn head_norms_and_rotation() {
-    let Some(device) = gpu("head_norms_and_rotation") else { return };
+    let Some((device, _turn)) = gpu("head_norms_and_rotation") else { return };
     let mut n = Numbers(9);
     for case in Case::both(device) {
         for (tokens, heads, kv_heads, head_dim) in [(1, 4, 2, 32), (50, 8, 2, 128), (1500, 3, 3, 64), (9, 2, 1, 72)] {
@@ -374,7 +380,7 @@ fn head_norms_and_rotation() {
 
 #[test]
 fn losses() {
-    let Some(device) = gpu("losses") else { return };
+    let Some((device, _turn)) = gpu("losses") else { return };
     let mut n = Numbers(7);
     for case in Case::both(device) {
         for (count, width, vocab) in [(1, 8, 16), (37, 64, 600), (70, 32, 1304)] {
@@ -432,7 +438,7 @@ fn losses() {
 
 #[test]
 fn optimiser() {
-    let Some(device) = gpu("optimiser") else { return };
+    let Some((device, _turn)) = gpu("optimiser") else { return };
     let mut n = Numbers(8);
     let settings = adamw::AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     for case in Case::both(device) {

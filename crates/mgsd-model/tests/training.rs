@@ -195,7 +195,7 @@ fn an_adapter_on_the_vision_tower_gets_the_gradient_that_the_chain_rule_says() {
     model.visit_mut(&mut |p| {
         if p.name.contains("lora_B") {
             let values = (0..p.value.len()).map(|i| 0.05 * (i as f32 * 0.7).sin()).collect();
-            p.value = Tensor::from_vec(p.value.rows(), p.value.cols(), values);
+            p.value = Tensor::from_vec(p.value.rows(), p.value.cols(), values).to_device(device(), Dtype::F32);
         }
     });
     model.set_trainable(Parts::LORA);

@@ -57,7 +57,7 @@ impl Buffer {
     }
 
     /// Every byte becomes zero.
-    pub(crate) fn zero(&mut self, bytes: usize) {
+    pub(crate) fn zero(&self, bytes: usize) {
         self.gpu.enter();
         if bytes > 0 {
             assert!(bytes <= self.bytes, "{bytes} bytes to clear of {}", self.bytes);

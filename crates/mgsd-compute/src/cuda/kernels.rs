@@ -13,13 +13,17 @@ use super::{Cuda, check};
 /// What all sources begin with, and those of attention.
 const COMMON: &str = include_str!("kernels/common.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
+const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
 
 /// The source of each operation's kernels, by the operation's name.
 const SOURCES: &[(&str, &str)] = &[
     ("adamw", include_str!("kernels/adamw.cu")),
     ("attention_backward", include_str!("kernels/attention_backward.cu")),
+    ("attention_backward_hopper", include_str!("kernels/attention_backward_hopper.cu")),
+    ("attention_delta", include_str!("kernels/attention_delta.cu")),
     ("attention_decode", include_str!("kernels/attention_decode.cu")),
     ("attention_forward", include_str!("kernels/attention_forward.cu")),
+    ("attention_forward_hopper", include_str!("kernels/attention_forward_hopper.cu")),
     ("elementwise", include_str!("kernels/elementwise.cu")),
     ("embedding", include_str!("kernels/embedding.cu")),
     ("gelu", include_str!("kernels/gelu.cu")),
@@ -197,7 +201,8 @@ impl Cuda {
         let (_, body) = found.unwrap_or_else(|| panic!("CUDA: no kernels for {operation}"));
         let begin =
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
-        let source = format!("{begin}\n#line 1 \"{operation}.cu\"\n{body}");
+        let more = if operation.ends_with("hopper") { HOPPER } else { "" };
+        let source = format!("{begin}\n{more}\n#line 1 \"{operation}.cu\"\n{body}");
         let options = self.options(variant);
         let mut version = (0, 0);
         // SAFETY: both places outlive the call.

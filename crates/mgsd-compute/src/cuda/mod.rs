@@ -2,7 +2,8 @@
 //!
 //! Everything of CUDA is loaded at run time, so that the same binary starts on a machine without it: the driver, NVRTC
 //! (which compiles our kernels from the sources in `kernels/`, once, into a cache on disk) and cuBLASLt for the matrix
-//! products. All work of a process goes to one stream of one device, in the order in which it was asked for.
+//! products. All work of a process goes to one stream of one device, in the order in which it was asked for, and one thread
+//! at a time may ask: scratch memory is shared.
 //!
 //! Numbers: matrices are stored as bfloat16 (or as 32-bit floats, when the model asks for them), vectors (norm scales,
 //! biases) and gradients of parameters as 32-bit floats; sums are always made in 32-bit floats.
@@ -210,6 +211,11 @@ impl Cuda {
             // SAFETY: as above.
             check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(main, *event, 0) });
         }
+    }
+
+    /// Whether it has the matrix instructions of compute capability 9.0.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.capability == (9, 0)
     }
 
     pub(crate) fn multiprocessors(&self) -> u32 {

@@ -112,10 +112,10 @@ pub fn backward(
 /// Groups and the threads of a block on a GPU.
 fn cuda_shape(x: &Tensor, width: usize) -> (usize, [u32; 2]) {
     assert!(
-        width.is_multiple_of(8) && width <= 32768,
-        "layer_norm on a GPU: groups of {width} numbers; a multiple of 8 up to 32768 is expected"
+        width.is_multiple_of(8) && width <= 16384,
+        "layer_norm on a GPU: groups of {width} numbers; a multiple of 8 up to 16384 is expected"
     );
-    (x.len() / width, [width.div_ceil(8).next_multiple_of(32).min(1024) as u32, 1])
+    (x.len() / width, [width.div_ceil(8).next_multiple_of(32).min(512) as u32, 1])
 }
 
 mod cpu {

@@ -108,14 +108,14 @@ mod cuda {
     impl Shape {
         pub(super) fn of(gpu: &Cuda, x: &Tensor, width: usize) -> Self {
             assert!(
-                width.is_multiple_of(8) && width <= 32768,
-                "rms_norm on a GPU: groups of {width} numbers; a multiple of 8 up to 32768 is expected"
+                width.is_multiple_of(8) && width <= 16384,
+                "rms_norm on a GPU: groups of {width} numbers; a multiple of 8 up to 16384 is expected"
             );
             let groups = x.len() / width;
             let narrow = width <= 256;
             let block = match narrow {
                 true => [32, WARPS],
-                false => [width.div_ceil(8).next_multiple_of(32).min(1024) as u32, 1],
+                false => [width.div_ceil(8).next_multiple_of(32).min(512) as u32, 1],
             };
             let needed = if narrow { groups.div_ceil(WARPS as usize) } else { groups };
             Self { groups, width, block, few: (needed as u32).min(gpu.multiprocessors() * 4) }

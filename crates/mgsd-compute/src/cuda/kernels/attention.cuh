@@ -9,8 +9,8 @@
 // host makes: (first row of the segment, row after its last, first row of the tile, unused). A tile is TILE rows of one
 // segment, fewer at its end. Any order is right; the longest work first is fastest.
 //
-// Rows of a tensor are `stride` elements apart, a head's numbers lie together. In bf16, pointers must be multiples of 16
-// bytes and strides multiples of 8.
+// Rows of a tensor are `stride` elements apart, a head's numbers lie together. In bf16, pointers must be multiples of
+// 16 bytes and strides multiples of 8.
 
 #if !defined(HEAD_DIM) || !defined(CAUSAL) || !defined(BF16)
 #error "set HEAD_DIM, CAUSAL and BF16"

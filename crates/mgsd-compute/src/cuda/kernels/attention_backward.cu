@@ -1,5 +1,6 @@
 // Gradients of attention over packed sequences. The weights are made again from the scores and `log_sum_exp`:
-// p = exp(scale q·k - lse), ds = p (dout·v - delta), delta = dout·out, dq = scale Σ ds k, dk = scale Σ ds q, dv = Σ p dout.
+// p = exp(scale q·k - lse), ds = p (dout·v - delta), dq = scale Σ ds k, dk = scale Σ ds q, dv = Σ p dout, with
+// delta = dout·out from attention_delta.cu.
 //
 // One kernel owns rows of keys and walks over the queries of all heads that see them, another owns rows of queries and
 // walks over the keys: nothing is added to by two blocks, so the bits of the result are the same at every run.
@@ -7,37 +8,14 @@
 #if BF16
 
 #define THREADS 256
-// Rows of the side that is walked over, at a time.
+// Rows of the side that is walked over, at a time, a multiple of 16; 16 where a block has less than 100 KiB of shared
+// memory.
+#ifndef WALK
 #define WALK 64
-
-// Lanes that work on one sum.
-#define LANES (PIECES <= 2 ? 2 : PIECES <= 4 ? 4 : PIECES <= 8 ? 8 : 16)
-
-// delta[row, head] = Σ dout out. Grid (rows * heads / (256 / LANES), rounded up), block 256 threads.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(
-    float *__restrict__ delta, const number *__restrict__ dout, const number *__restrict__ out, int dout_stride,
-    int out_stride, int rows, int heads
-) {
-    const long long item = ((long long)blockIdx.x * THREADS + threadIdx.x) / LANES;
-    const int lane = threadIdx.x % LANES;
-    const long long row = item / heads;
-    const int head = item % heads;
-    float sum = 0.0f;
-    if (row < rows && lane < PIECES) {
-        const uint4 x = *(const uint4 *)(dout + row * dout_stride + head * HEAD_DIM + lane * 8);
-        const uint4 y = *(const uint4 *)(out + row * out_stride + head * HEAD_DIM + lane * 8);
-        const u32 left[4] = {x.x, x.y, x.z, x.w}, right[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            sum = fmaf(first_of(left[i]), first_of(right[i]), fmaf(second_of(left[i]), second_of(right[i]), sum));
-    }
-#pragma unroll
-    for (int step = LANES / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (row < rows && lane == 0) delta[item] = sum;
-}
+#endif
 
 // Overwrites the rows of `dk` and `dv` that the tiles cover. Grid (kv_heads, tiles), block 256 threads; the tiles are
-// rows of keys. Shared memory: 1024 * ROW + 1024 bytes.
+// rows of keys. Shared memory: (512 + 8 * WALK) * ROW + 16 * WALK bytes.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys(
     number *__restrict__ dk, number *__restrict__ dv, const number *__restrict__ dout, const number *__restrict__ q,
     const number *__restrict__ k, const number *__restrict__ v, const float *__restrict__ log_sum_exp,
@@ -156,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_keys
 }
 
 // Overwrites the rows of `dq` that the tiles cover. Grid (heads, tiles), block 256 threads; the tiles are rows of
-// queries. Shared memory: 1024 * ROW bytes.
+// queries. Shared memory: (512 + 8 * WALK) * ROW bytes.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_queries(
     number *__restrict__ dq, const number *__restrict__ dout, const number *__restrict__ q,
     const number *__restrict__ k, const number *__restrict__ v, const float *__restrict__ log_sum_exp,
@@ -262,21 +240,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_backward_quer
 #else
 
 #define THREADS 128
-
-// Grid (rows * heads / 4, rounded up), block 128 threads.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_delta(
-    float *__restrict__ delta, const float *__restrict__ dout, const float *__restrict__ out, int dout_stride,
-    int out_stride, int rows, int heads
-) {
-    const long long item = ((long long)blockIdx.x * THREADS + threadIdx.x) / 32, row = item / heads;
-    const int lane = threadIdx.x % 32, head = item % heads;
-    if (row >= rows) return;
-    float sum = 0.0f;
-    for (int d = lane; d < HEAD_DIM; d += 32)
-        sum = fmaf(dout[row * dout_stride + head * HEAD_DIM + d], out[row * out_stride + head * HEAD_DIM + d], sum);
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    if (lane == 0) delta[item] = sum;
-}
 
 // Every fourth product of a row of `x` and of `y` with the rows of two tiles.
 __device__ __forceinline__ void products(

@@ -40,8 +40,8 @@ __device__ __forceinline__ void store_four(number *to, float4 x, float factor) {
 }
 
 // Joins what the warps of a block found (sums in `found`, [WARPS][MOST_HEADS][HEAD_DIM]; highest score in powers of two
-// and total in `state`), and then what the blocks of a row found. The last block to arrive does the latter, in the order
-// of the parts, so that the result does not depend on who was last.
+// and total in `state`), and then what the blocks of a row found. The last block to arrive does the latter, in the
+// order of the parts, so that the result does not depend on who was last.
 __device__ __forceinline__ void join(
     number *out, float *partial, u32 *arrived, const float *found, const float2 (*state)[MOST_HEADS], Share share,
     int group, int out_stride
@@ -117,8 +117,9 @@ __device__ __forceinline__ void join(
 
 #if BF16
 
+// Pieces of keys and of values that a warp has room for.
 #ifndef STAGES
-#define STAGES 3
+#define STAGES 2
 #endif
 
 // A piece of keys or values for one warp; zeros after `valid` rows.
@@ -135,9 +136,9 @@ __device__ __forceinline__ void load_piece(number *to, const number *from, int v
 // gives zeros and reads nothing.
 //
 // Grid (splits, kv_heads, rows): the positions of a row are divided among at most `splits` blocks. Block 128 threads.
-// `partial`: f32 [rows * heads * splits * (HEAD_DIM + 2)], needs no values. `arrived`: u32 [rows * kv_heads], zero before
-// the first call, and again after every call. At most 16 query heads a key-value head.
-// Shared memory: bf16 (WARPS * STAGES * 32 + 16) * ROW * 2 bytes = 800 * ROW.
+// `partial`: f32 [rows * heads * splits * (HEAD_DIM + 2)], needs no values. `arrived`: u32 [rows * kv_heads], zero
+// before the first call, and again after every call. At most 16 query heads a key-value head. Shared memory: bf16 (32 +
+// 256 * STAGES) * ROW bytes.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
     number *__restrict__ out, float *__restrict__ partial, u32 *__restrict__ arrived, const number *__restrict__ q,
     const number *__restrict__ keys, const number *__restrict__ values, const u32 *__restrict__ slots,

@@ -1,12 +1,15 @@
 // Attention over packed sequences: `out` and its softmax's `log_sum_exp` (f32, [rows, heads]); Dao, arXiv 2307.08691.
 //
 // Grid (heads, tiles), one query head of one tile each. Block 128 threads.
-// Shared memory: bf16 768 * ROW bytes (a tile of queries, two tiles of keys and two of values, 64 rows each);
+// Shared memory: bf16 (256 + 8 * KEYS) * ROW bytes (a tile of queries, two of KEYS keys and two of as many values);
 // f32 4 * (96 * ROW + 32 * 33) bytes.
 
 #if BF16
 
+// Keys at a time, a multiple of 16; 32 where a block has less than 100 KiB of shared memory.
+#ifndef KEYS
 #define KEYS 64
+#endif
 // Blocks of 16 query rows in a warp.
 #define BLOCKS 2
 #define THREADS 128

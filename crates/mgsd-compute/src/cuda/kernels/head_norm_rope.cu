@@ -1,6 +1,6 @@
 // RMSNorm of every head of q and k, then the rotary embedding (rotate-half), in one pass: with x a head, w the weight,
-// r = 1 / √(mean(x²) + eps), y = r w x and a, b the first and second half of y, the result is
-// (a cos - b sin, b cos + a sin). `cos`, `sin`: f32 [rows, HEAD_DIM / 2]; weights f32 [HEAD_DIM]. CAUSAL has no meaning here.
+// r = 1 / √(mean(x²) + eps), y = r w x and a, b the first and second half of y, the result is (a cos - b sin, b cos + a
+// sin). `cos`, `sin`: f32 [rows, HEAD_DIM / 2]; weights f32 [HEAD_DIM]. CAUSAL has no meaning here.
 //
 // A few lanes work on one head, each on four neighbours of its first half and the same four of the second.
 
@@ -147,10 +147,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_store(
     }
 }
 
-// From the gradients of the results to those of `q`, `k` (as they were before the norm) and of the weights:
-// dx = r w dy - x r³ mean(w dy x), dw = Σ dy r x, with dy the gradient turned back. `dq`, `dk` may be `dq_out`, `dk_out`.
-// `partial`: f32 [blocks, 2, HEAD_DIM], what each block adds to the gradients of the q and the k weight; null when those are
-// not wanted. Grid (blocks), any number, block 128 threads; the bits of `partial`'s sum depend on that number alone.
+// From the gradients of the results to those of `q`, `k` (as they were before the norm) and of the weights: dx = r w dy
+// - x r³ mean(w dy x), dw = Σ dy r x, with dy the gradient turned back. `dq`, `dk` may be `dq_out`, `dk_out`.
+// `partial`: f32 [blocks, 2, HEAD_DIM], what each block adds to the gradients of the q and the k weight; null when
+// those are not wanted. Grid (blocks), any number, block 128 threads; the bits of `partial`'s sum depend on that number
+// alone.
 extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_backward(
     number *dq, number *dk, float *__restrict__ partial, const number *dq_out, const number *dk_out,
     const number *__restrict__ q, const number *__restrict__ k, const float *__restrict__ q_weight,

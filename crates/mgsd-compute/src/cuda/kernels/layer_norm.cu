@@ -2,7 +2,7 @@
 // weight, and after those of all blocks as many rows for the bias.
 #define PIECES 4
 
-extern "C" __global__ void forward(
+extern "C" __global__ void __launch_bounds__(512) forward(
     T* out, const T* x, const float* weight, const float* bias, int groups, int width, float eps) {
     i64 base = (i64)blockIdx.x * width;
     Eight kept[PIECES];
@@ -44,7 +44,7 @@ extern "C" __global__ void forward(
 }
 
 // h = (x - mean) r: dx = r (w dout - mean(w dout) - h mean(w dout h))
-extern "C" __global__ void backward(
+extern "C" __global__ void __launch_bounds__(512) backward(
     T* dx, float* partials, const T* dout, const T* x, const float* weight, int groups, int width, float eps, int add) {
     Eight to_weight[PIECES], to_bias[PIECES];
 #pragma unroll

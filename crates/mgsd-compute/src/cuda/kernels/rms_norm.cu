@@ -4,7 +4,7 @@
 // Wide groups: a thread keeps the numbers threadIdx * 8 + k * blockDim * 8.
 #define PIECES 4
 
-extern "C" __global__ void forward_wide(T* out, const T* x, const float* weight, int groups, int width, float eps) {
+extern "C" __global__ void __launch_bounds__(512) forward_wide(T* out, const T* x, const float* weight, int groups, int width, float eps) {
     i64 base = (i64)blockIdx.x * width;
     Eight kept[PIECES];
     float sum[1] = {0.0f};
@@ -31,7 +31,7 @@ extern "C" __global__ void forward_wide(T* out, const T* x, const float* weight,
     }
 }
 
-extern "C" __global__ void backward_wide(
+extern "C" __global__ void __launch_bounds__(512) backward_wide(
     T* dx, float* partials, const T* dout, const T* x, const float* weight, int groups, int width, float eps, int add) {
     Eight sums[PIECES];
 #pragma unroll
@@ -85,7 +85,7 @@ extern "C" __global__ void backward_wide(
 }
 
 // Narrow groups: a lane keeps the numbers lane * 4 + k * 128. Blocks of (32, warps) threads.
-extern "C" __global__ void forward_narrow(T* out, const T* x, const float* weight, int groups, int width, float eps) {
+extern "C" __global__ void __launch_bounds__(512) forward_narrow(T* out, const T* x, const float* weight, int groups, int width, float eps) {
     int group = blockIdx.x * blockDim.y + threadIdx.y;
     if (group >= groups) return;
     i64 base = (i64)group * width;
@@ -113,7 +113,7 @@ extern "C" __global__ void forward_narrow(T* out, const T* x, const float* weigh
     }
 }
 
-extern "C" __global__ void backward_narrow(
+extern "C" __global__ void __launch_bounds__(512) backward_narrow(
     T* dx, float* partials, const T* dout, const T* x, const float* weight, int groups, int width, float eps, int add) {
     int worker = blockIdx.x * blockDim.y + threadIdx.y, workers = gridDim.x * blockDim.y;
     Four sums[2];

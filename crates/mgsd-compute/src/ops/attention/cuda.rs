@@ -65,16 +65,20 @@ struct Geometry {
     bf16: bool,
     head_dim: usize,
     causal: bool,
+    /// Kernels for the matrix instructions of compute capability 9.0.
+    hopper: bool,
 }
 
 impl Geometry {
-    fn of(q: &Tensor, layout: &Layout) -> Self {
+    fn of(gpu: &Cuda, q: &Tensor, layout: &Layout) -> Self {
         let head_dim = layout.head_dim;
         assert!(
             head_dim.is_multiple_of(8) && head_dim <= 128,
             "attention on a GPU: heads of {head_dim} numbers; a multiple of 8 up to 128 is expected"
         );
-        Self { bf16: q.dtype() == Dtype::Bf16, head_dim, causal: layout.mask == Mask::Causal }
+        let bf16 = q.dtype() == Dtype::Bf16;
+        let hopper = bf16 && gpu.is_hopper() && matches!(head_dim, 64 | 128);
+        Self { bf16, head_dim, causal: layout.mask == Mask::Causal, hopper }
     }
 
     fn kernel(&self, operation: &'static str, function: &'static str) -> Kernel {
@@ -95,20 +99,42 @@ impl Geometry {
         }
     }
 
-    fn forward_shared(&self) -> u32 {
-        if self.bf16 { 768 * self.row() } else { 4 * (96 * self.row() + 1056) }
+    /// Kernels, threads of a block and shared memory of the pass forward.
+    fn forward(&self) -> (Kernel, [u32; 2], u32) {
+        match (self.hopper, self.bf16) {
+            (true, _) => {
+                let kernel = self.kernel("attention_forward_hopper", "attention_forward");
+                (kernel, [256, 1], 768 * self.head_dim as u32)
+            }
+            (_, true) => (self.kernel("attention_forward", "attention_forward"), [128, 1], 768 * self.row()),
+            _ => (self.kernel("attention_forward", "attention_forward"), [128, 1], 4 * (96 * self.row() + 1056)),
+        }
     }
 
-    fn backward_block(&self) -> [u32; 2] {
-        [if self.bf16 { 256 } else { 128 }, 1]
+    /// The same for the gradients of keys and values, and how many blocks share a head.
+    fn keys(&self) -> (Kernel, [u32; 2], u32, u32) {
+        let plain = self.kernel("attention_backward", "attention_backward_keys");
+        match (self.hopper, self.bf16) {
+            (true, _) => {
+                let kernel = self.kernel("attention_backward_hopper", "attention_backward_keys");
+                (kernel, [128, 1], 768 * self.head_dim as u32 + 1024, 2)
+            }
+            (_, true) => (plain, [256, 1], 1024 * self.row() + 1024, 1),
+            _ => (plain, [128, 1], 4 * (128 * self.row() + 2112), 1),
+        }
     }
 
-    fn keys_shared(&self) -> u32 {
-        if self.bf16 { 1024 * self.row() + 1024 } else { 4 * (128 * self.row() + 2112) }
-    }
-
-    fn queries_shared(&self) -> u32 {
-        if self.bf16 { 1024 * self.row() } else { 4 * (128 * self.row() + 1056) }
+    /// The same for the gradient of queries.
+    fn queries(&self) -> (Kernel, [u32; 2], u32) {
+        let plain = self.kernel("attention_backward", "attention_backward_queries");
+        match (self.hopper, self.bf16) {
+            (true, _) => {
+                let kernel = self.kernel("attention_backward_hopper", "attention_backward_queries");
+                (kernel, [256, 1], 1536 * self.head_dim as u32)
+            }
+            (_, true) => (plain, [256, 1], 1024 * self.row()),
+            _ => (plain, [128, 1], 4 * (128 * self.row() + 1056)),
+        }
     }
 
     /// Threads that share one row and head in `attention_delta`.
@@ -132,14 +158,14 @@ pub(super) fn forward(
     v: &Tensor,
     layout: &Layout,
 ) {
-    let geometry = Geometry::of(q, layout);
+    let geometry = Geometry::of(gpu, q, layout);
     let (count, by_query, _) = tiles(gpu, layout, geometry.tile());
     let mut args = pointers(&[out, log_sum_exp, q, k, v]);
     args.push(by_query.into());
     args.extend([out.cols(), q.cols(), k.cols(), v.cols(), layout.heads / layout.kv_heads].map(Arg::from));
     args.push(layout.scale.into());
-    let kernel = geometry.kernel("attention_forward", "attention_forward");
-    gpu.launch(kernel, [layout.heads as u32, count as u32, 1], [128, 1], geometry.forward_shared(), &args);
+    let (kernel, block, shared) = geometry.forward();
+    gpu.launch(kernel, [layout.heads as u32, count as u32, 1], block, shared, &args);
 }
 
 pub(super) fn backward(
@@ -148,32 +174,32 @@ pub(super) fn backward(
     [dout, out, log_sum_exp, q, k, v]: [&Tensor; 6],
     layout: &Layout,
 ) {
-    let geometry = Geometry::of(q, layout);
+    let geometry = Geometry::of(gpu, q, layout);
     let (count, by_query, by_key) = tiles(gpu, layout, geometry.tile());
     let (rows, heads, group) = (q.rows(), layout.heads, layout.heads / layout.kv_heads);
     let delta = gpu.scratch("attention delta", rows * heads * 4);
-    let block = geometry.backward_block();
+    let block = [if geometry.bf16 { 256 } else { 128 }, 1];
     let blocks = (rows * heads * geometry.delta_lanes()).div_ceil(block[0] as usize) as u32;
     let mut args = vec![delta.into()];
     args.extend(pointers(&[dout, out]));
     args.extend([dout.cols(), out.cols(), rows, heads].map(Arg::from));
-    gpu.launch(geometry.kernel("attention_backward", "attention_delta"), [blocks, 1, 1], block, 0, &args);
+    gpu.launch(geometry.kernel("attention_delta", "attention_delta"), [blocks, 1, 1], block, 0, &args);
 
-    let shared: [Arg; 2] = [delta.into(), by_key.into()];
+    let lists: [Arg; 2] = [delta.into(), by_key.into()];
     let mut args = pointers(&[dk, dv, dout, q, k, v, log_sum_exp]);
-    args.extend(shared);
+    args.extend(lists);
     args.extend([dk.cols(), dv.cols(), dout.cols(), q.cols(), k.cols(), v.cols(), group].map(Arg::from));
     args.push(layout.scale.into());
-    let kernel = geometry.kernel("attention_backward", "attention_backward_keys");
-    gpu.launch(kernel, [layout.kv_heads as u32, count as u32, 1], block, geometry.keys_shared(), &args);
+    let (kernel, block, shared, share) = geometry.keys();
+    gpu.launch(kernel, [share * layout.kv_heads as u32, count as u32, 1], block, shared, &args);
 
-    let shared: [Arg; 2] = [delta.into(), by_query.into()];
+    let lists: [Arg; 2] = [delta.into(), by_query.into()];
     let mut args = pointers(&[dq, dout, q, k, v, log_sum_exp]);
-    args.extend(shared);
+    args.extend(lists);
     args.extend([dq.cols(), dout.cols(), q.cols(), k.cols(), v.cols(), group].map(Arg::from));
     args.push(layout.scale.into());
-    let kernel = geometry.kernel("attention_backward", "attention_backward_queries");
-    gpu.launch(kernel, [heads as u32, count as u32, 1], block, geometry.queries_shared(), &args);
+    let (kernel, block, shared) = geometry.queries();
+    gpu.launch(kernel, [heads as u32, count as u32, 1], block, shared, &args);
 }
 
 /// Keys and values of a cache on a GPU: `[slots, kv_heads, capacity, head_dim]`.
@@ -224,7 +250,7 @@ impl Cached<'_> {
         args.extend([out.cols(), q.cols(), self.capacity, group].map(Arg::from));
         args.push(scale.into());
         let row = self.head_dim.next_multiple_of(16) as u32 + 8;
-        let shared = if self.keys.dtype() == Dtype::Bf16 { 800 * row } else { 256 * self.head_dim as u32 };
+        let shared = if self.keys.dtype() == Dtype::Bf16 { 544 * row } else { 256 * self.head_dim as u32 };
         let grid = [splits as u32, self.kv_heads as u32, rows as u32];
         gpu.launch(self.kernel("attention_decode"), grid, [128, 1], shared, &args);
     }

@@ -75,7 +75,8 @@ pub(crate) fn accumulate(
         a: plain(x_dtype, inputs),
         b: transposed(dy_dtype, outputs),
         out: plain(Dtype::F32, inputs),
-        adds: true,
+        // A gradient that was just set to zero is written instead of added to.
+        adds: !dweight.take_zero(),
     };
     let to = dweight.pointer_f32();
     gpu.product(product, alpha, x, dy, to, to);
