@@ -107,9 +107,14 @@ impl RunFolder {
 
     /// Writes the result of the run to `model/` or `adapter/`.
     pub(crate) fn write_result(&self, model: &Qwen3Vl) -> Result<PathBuf> {
-        let path = self.path.join(if self.adapter.is_some() { "adapter" } else { "model" });
+        let path = self.result();
         files::write_folder(&path, |folder| self.write_model(model, folder))?;
         Ok(path)
+    }
+
+    /// Where the result goes.
+    pub(crate) fn result(&self) -> PathBuf {
+        self.path.join(if self.adapter.is_some() { "adapter" } else { "model" })
     }
 
     /// The adapter alone when there is one, else the whole model.

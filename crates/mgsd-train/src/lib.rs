@@ -24,16 +24,18 @@ mod source;
 mod student;
 mod supervised;
 mod tensorboard;
+pub mod world;
 
 pub use checkpoint::{Best, State};
 pub use error::{Result, TrainError};
 pub use metrics::{Phase, Scalars};
-pub use optim::{OptimiserState, clip_factor, gradient_norm};
+pub use optim::{OptimiserState, clip_factor};
 pub use recipe::{Kind, Recipe};
 
 pub use mgsd_compute::Device;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
+pub use world::World;
 
 /// What the caller holds on to while a run goes on.
 pub struct Control<'a> {
@@ -43,6 +45,8 @@ pub struct Control<'a> {
     pub resume: bool,
     /// Where the models run.
     pub device: Device,
+    /// The processes that share the work, this one among them.
+    pub world: World,
     /// Called after every step and every measurement.
     pub progress: Option<&'a dyn Fn(&Progress)>,
 }

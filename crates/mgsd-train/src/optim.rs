@@ -2,8 +2,9 @@
 
 use crate::error::{Result, TrainError};
 use crate::recipe::Optimiser;
+use crate::world::World;
 use mgsd_compute::ops::adamw;
-use mgsd_compute::{Dtype, Tensor};
+use mgsd_compute::{Device, Dtype, Tensor};
 use mgsd_model::param::Parameter;
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;
@@ -14,19 +15,25 @@ pub struct OptimiserState {
     settings: Optimiser,
     moments: Vec<Moments>,
     steps: u64,
+    world: World,
+    /// Which process keeps the moments of each trained parameter, when they are shared out.
+    owners: Option<Vec<usize>>,
 }
 
 struct Moments {
     name: String,
+    /// `[rows, cols]` of the parameter.
+    shape: [usize; 2],
+    device: Device,
+    /// `None` where another process keeps them.
+    kept: Option<Kept>,
+}
+
+struct Kept {
     first: Tensor,
     second: Tensor,
     /// What a 32-bit master has beyond a bfloat16 parameter, on a GPU.
     rest: Option<Tensor>,
-}
-
-/// Root of the sum of squares of all gradients, in f64.
-pub fn gradient_norm<'a>(parameters: impl IntoIterator<Item = &'a Parameter>) -> f64 {
-    adamw::sum_of_squares(parameters.into_iter().filter_map(|parameter| parameter.grad.as_ref())).sqrt()
 }
 
 /// Factor that brings a gradient of `norm` to at most `limit` (0: no limit): `min(1, limit / (norm + 1e-6))`.
@@ -34,24 +41,52 @@ pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     if limit == 0.0 { 1.0 } else { (limit / (norm + 1e-6)).min(1.0) }
 }
 
+/// Deals parameters of these sizes to `count` processes: the largest first, each to the one that has least.
+fn deal(sizes: &[usize], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(sizes[index]));
+    let (mut owners, mut loads) = (vec![0; sizes.len()], vec![0; count]);
+    for index in order {
+        let owner = (0..count).min_by_key(|&rank| loads[rank]).unwrap_or(0);
+        owners[index] = owner;
+        loads[owner] += sizes[index];
+    }
+    owners
+}
+
 impl OptimiserState {
-    /// Zero moments for every trained parameter.
-    pub fn new<'a>(parameters: impl IntoIterator<Item = &'a Parameter>, settings: Optimiser) -> Self {
-        let zeros = |parameter: &Parameter| {
+    /// Zero moments for every trained parameter, or, with `settings.shard`, for this process's share of them.
+    pub fn new<'a>(parameters: impl IntoIterator<Item = &'a Parameter>, settings: Optimiser, world: &World) -> Self {
+        let trained: Vec<&Parameter> = parameters.into_iter().filter(|parameter| parameter.is_trainable()).collect();
+        let owners = (settings.shard && world.size() > 1).then(|| {
+            let sizes: Vec<usize> = trained.iter().map(|parameter| parameter.count()).collect();
+            deal(&sizes, world.size())
+        });
+        let kept = |parameter: &Parameter| {
             let value = &parameter.value;
-            Tensor::zeros_on(value.device(), Dtype::F32, value.rows(), value.cols())
+            let zeros = || Tensor::zeros_on(value.device(), Dtype::F32, value.rows(), value.cols());
+            Kept { first: zeros(), second: zeros(), rest: adamw::rest_of(value) }
         };
-        let moments = parameters
-            .into_iter()
-            .filter(|parameter| parameter.is_trainable())
-            .map(|parameter| Moments {
-                name: parameter.name.clone(),
-                first: zeros(parameter),
-                second: zeros(parameter),
-                rest: adamw::rest_of(&parameter.value),
-            })
-            .collect();
-        Self { settings, moments, steps: 0 }
+        let moments = trained.iter().enumerate().map(|(index, parameter)| Moments {
+            name: parameter.name.clone(),
+            shape: parameter.value.shape(),
+            device: parameter.value.device(),
+            kept: owners.as_ref().is_none_or(|owners| owners[index] == world.rank()).then(|| kept(parameter)),
+        });
+        Self { settings, moments: moments.collect(), steps: 0, world: world.clone(), owners }
+    }
+
+    /// Adds up the gradients of all processes; returns the root of the sum of their squares. Call it once before
+    /// [`step`](Self::step), whose `norm` it is.
+    pub fn gather<'a>(&self, parameters: impl IntoIterator<Item = &'a mut Parameter>) -> f64 {
+        let mut trained: Vec<&mut Parameter> = parameters.into_iter().filter(|p| p.is_trainable()).collect();
+        self.world.add_up(trained.iter_mut().map(|parameter| &mut **parameter), self.owners.as_deref());
+        let mine = trained.iter().zip(&self.moments).filter(|(_, moments)| moments.kept.is_some());
+        let squares = adamw::sum_of_squares(mine.filter_map(|(parameter, _)| parameter.grad.as_ref()));
+        match self.owners {
+            None => squares.sqrt(),
+            Some(_) => self.world.sum([squares])[0].sqrt(),
+        }
     }
 
     /// One step on every trained parameter, in the order given to [`new`](Self::new). `norm` is the gradients' norm.
@@ -65,23 +100,54 @@ impl OptimiserState {
             weight_decay: self.settings.weight_decay as f32,
         };
         let scale = clip_factor(norm, self.settings.clip) as f32;
-        let trained = parameters.into_iter().filter(|parameter| parameter.is_trainable());
-        for (parameter, moments) in trained.zip(&mut self.moments) {
+        let trained: Vec<&mut Parameter> =
+            parameters.into_iter().filter(|parameter| parameter.is_trainable()).collect();
+        let mut values = Vec::with_capacity(trained.len());
+        for (parameter, moments) in trained.into_iter().zip(&mut self.moments) {
             assert_eq!(parameter.name, moments.name, "the order of parameters changed");
             let Parameter { value, grad: Some(grad), .. } = parameter else { continue };
-            let Moments { first, second, rest, .. } = moments;
-            adamw::step(value, rest.as_mut(), grad, first, second, &settings, self.steps, scale);
+            if let Some(Kept { first, second, rest }) = &mut moments.kept {
+                adamw::step(value, rest.as_mut(), grad, first, second, &settings, self.steps, scale);
+            }
+            values.push(value);
+        }
+        if let Some(owners) = &self.owners {
+            self.world.share(values.into_iter().zip(owners.iter().copied()));
         }
     }
 
     /// Puts the moments into `arrays` as `exp_avg.NAME` and `exp_avg_sq.NAME`, and the rest of a master as
-    /// `master_rest.NAME` (the bit patterns, read as bfloat16).
-    pub(crate) fn store(&self, arrays: &mut BTreeMap<String, Array>) {
-        for moments in &self.moments {
-            for (prefix, tensor) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
+    /// `master_rest.NAME` (the bit patterns, read as bfloat16). All processes take part; rank 0 gets everything.
+    pub(crate) fn store(&mut self, arrays: &mut BTreeMap<String, Array>) {
+        for (index, moments) in self.moments.iter_mut().enumerate() {
+            let owner = self.owners.as_ref().map_or(0, |owners| owners[index]);
+            let ([rows, cols], device) = (moments.shape, moments.device);
+            let mut lent = None;
+            let kept = match &mut moments.kept {
+                Some(kept) => kept,
+                None => {
+                    let zeros = |dtype| Tensor::zeros_on(device, dtype, rows, cols);
+                    let rest = self.owners.is_some().then(|| zeros(Dtype::Bf16));
+                    lent.insert(Kept { first: zeros(Dtype::F32), second: zeros(Dtype::F32), rest })
+                }
+            };
+            let Kept { first, second, rest } = kept;
+            if self.owners.is_some() {
+                // Vectors are 32-bit floats themselves and have no rest anywhere; a lent one of theirs stays unused.
+                self.world.share([(&mut *first, owner), (&mut *second, owner)]);
+                if rows > 1
+                    && let Some(rest) = rest
+                {
+                    self.world.share([(rest, owner)]);
+                }
+            }
+            if !self.world.writes() {
+                continue;
+            }
+            for (prefix, tensor) in [("exp_avg", &*first), ("exp_avg_sq", &*second)] {
                 arrays.insert(format!("{prefix}.{}", moments.name), array_of(tensor));
             }
-            if let Some(rest) = &moments.rest {
+            if let Some(rest) = rest {
                 arrays.insert(format!("master_rest.{}", moments.name), array_of(rest));
             }
         }
@@ -91,10 +157,10 @@ impl OptimiserState {
     pub(crate) fn restore(&mut self, path: &Path, arrays: &BTreeMap<String, Array>, steps: u64) -> Result<()> {
         self.steps = steps;
         for moments in &mut self.moments {
-            let name = &moments.name;
-            copy_array(path, arrays, &format!("exp_avg.{name}"), &mut moments.first)?;
-            copy_array(path, arrays, &format!("exp_avg_sq.{name}"), &mut moments.second)?;
-            if let Some(rest) = &mut moments.rest {
+            let (name, Some(Kept { first, second, rest })) = (&moments.name, &mut moments.kept) else { continue };
+            copy_array(path, arrays, &format!("exp_avg.{name}"), first)?;
+            copy_array(path, arrays, &format!("exp_avg_sq.{name}"), second)?;
+            if let Some(rest) = rest {
                 copy_array(path, arrays, &format!("master_rest.{name}"), rest)?;
             }
         }
@@ -140,7 +206,9 @@ mod tests {
     #[test]
     fn clipping_scales_the_whole_gradient_to_the_limit() {
         let parameters = [parameter("a", &[1.0, 1.0], &[3.0, 0.0]), parameter("b", &[1.0], &[4.0])];
-        let norm = gradient_norm(&parameters);
+        let mut parameters = parameters;
+        let state = OptimiserState::new(&parameters, Optimiser::default(), &World::alone());
+        let norm = state.gather(&mut parameters);
         assert_eq!(norm, 5.0);
         assert!((clip_factor(norm, 1.0) - 0.2).abs() < 1e-6);
         assert_eq!(clip_factor(norm, 0.0), 1.0);
@@ -148,15 +216,23 @@ mod tests {
     }
 
     #[test]
+    fn weights_are_dealt_out_evenly() {
+        let owners = deal(&[5, 1, 4, 1, 1], 2);
+        let load = |rank| owners.iter().zip([5, 1, 4, 1, 1]).filter(|(o, _)| **o == rank).map(|(_, size)| size).sum();
+        let loads: [usize; 2] = [load(0), load(1)];
+        assert_eq!(loads, [6, 6]);
+    }
+
+    #[test]
     fn moments_restored_from_arrays_continue_as_if_never_stopped() {
         let settings = Optimiser { lr: 0.1, weight_decay: 0.01, ..Optimiser::default() };
         let mut straight = [parameter("a", &[1.0, -2.0], &[0.3, -0.7])];
-        let mut state = OptimiserState::new(&straight, settings);
+        let mut state = OptimiserState::new(&straight, settings, &World::alone());
         state.step(&mut straight, 0.1, 0.7);
         let mut arrays = BTreeMap::new();
         state.store(&mut arrays);
         let mut resumed = [parameter("a", &straight[0].value.to_vec(), &[0.3, -0.7])];
-        let mut other = OptimiserState::new(&resumed, settings);
+        let mut other = OptimiserState::new(&resumed, settings, &World::alone());
         other.restore(Path::new("x"), &arrays, 1).unwrap();
         state.step(&mut straight, 0.1, 0.7);
         other.step(&mut resumed, 0.1, 0.7);

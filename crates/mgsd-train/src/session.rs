@@ -4,7 +4,7 @@ use crate::checkpoint::{self, Best, RunFolder, State};
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::metrics::{Phase, Recorder, Scalars};
-use crate::optim::{OptimiserState, array_of, copy_array, gradient_norm};
+use crate::optim::{OptimiserState, array_of, copy_array};
 use crate::recipe::Recipe;
 use crate::student::Student;
 use crate::{Control, Progress, Summary};
@@ -73,8 +73,12 @@ pub(crate) fn open<'a>(
             ),
         ));
     }
+    // All have looked before anybody writes.
+    control.world.sum([0.0]);
     std::fs::create_dir_all(&folder.path).map_err(TrainError::io(&folder.path, "the run folder cannot be made"))?;
-    files::write_atomically(&folder.path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+    if control.world.writes() {
+        files::write_atomically(&folder.path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+    }
     let session = Session { recipe, control, folder, steps, done: 0, best: None, evaluated: None };
     Ok((session, latest))
 }
@@ -86,11 +90,13 @@ impl Session<'_> {
         let Student { mut model, adapter } = student;
         let model = &mut model;
         self.folder.adapter = adapter;
-        let mut optimiser = OptimiserState::new(model.parameters(), self.recipe.optimiser);
+        let mut optimiser = OptimiserState::new(model.parameters(), self.recipe.optimiser, &self.control.world);
         if let Some(path) = from {
             self.restore(&path, model, &mut optimiser, stage)?;
         }
-        let mut recorder = Recorder::open(&self.folder.path, self.recipe.metrics.tensorboard, self.done, self.steps)?;
+        let writes = self.control.world.writes();
+        let open = || Recorder::open(&self.folder.path, self.recipe.metrics.tensorboard, self.done, self.steps);
+        let mut recorder = writes.then(open).transpose()?;
         stage.start(self.done, self.steps)?;
         let mut last = Scalars::default();
         while self.done < self.steps {
@@ -102,19 +108,28 @@ impl Session<'_> {
             }
             let every = self.recipe.checkpoint.every;
             let due = every > 0 && (self.done.is_multiple_of(every) || self.done == self.steps);
-            let stop = self.control.stop.load(Ordering::SeqCst) && self.done < self.steps;
+            // One process that is told to stop stops all.
+            let told = self.control.stop.load(Ordering::SeqCst);
+            let stop = self.control.world.max(f64::from(u8::from(told))) > 0.0 && self.done < self.steps;
             if due || stop {
-                recorder.sync()?;
-                let checkpoint = self.save(model, &optimiser, stage)?;
+                recorder.as_mut().map_or(Ok(()), Recorder::sync)?;
+                let checkpoint = self.save(model, &mut optimiser, stage)?;
                 if stop {
-                    recorder.finish();
+                    recorder.iter().for_each(Recorder::finish);
                     return Err(TrainError::Interrupted { step: self.done, checkpoint });
                 }
             }
         }
-        recorder.sync()?;
-        recorder.finish();
-        let result = self.folder.write_result(model)?;
+        if let Some(recorder) = &mut recorder {
+            recorder.sync()?;
+            recorder.finish();
+        }
+        let result = match writes {
+            true => self.folder.write_result(model)?,
+            false => self.folder.result(),
+        };
+        // Nobody leaves, and takes the others' connections along, before everything is written.
+        self.control.world.sum([0.0]);
         Ok(Summary {
             steps: self.done,
             seconds: started.elapsed().as_secs_f64(),
@@ -132,7 +147,7 @@ impl Session<'_> {
         let gradients = stage.gradients(model, self.done)?;
         self.check_finite("the loss", gradients.loss, &gradients.samples)?;
         let update = Instant::now();
-        let norm = gradient_norm(model.parameters());
+        let norm = optimiser.gather(model.parameters_mut());
         self.check_finite("the gradient norm", norm, &gradients.samples)?;
         let rate = self.recipe.optimiser.lr * self.recipe.schedule.factor(self.done, self.steps);
         optimiser.step(model.parameters_mut(), rate, norm);
@@ -166,7 +181,7 @@ impl Session<'_> {
         &mut self,
         model: &mut Qwen3Vl,
         stage: &mut dyn Stage,
-        recorder: &mut Recorder,
+        recorder: &mut Option<Recorder>,
         started: Instant,
     ) -> Result<()> {
         let scalars = stage.evaluate(model)?;
@@ -174,14 +189,17 @@ impl Session<'_> {
         let merit = stage.merit(&scalars);
         if merit.is_finite() && self.best.is_none_or(|best| merit > best.merit) {
             let best = Best { step: self.done, merit };
-            self.folder.write_best(model, &best)?;
+            if self.control.world.writes() {
+                self.folder.write_best(model, &best)?;
+            }
             self.best = Some(best);
         }
         self.evaluated = Some((self.done, scalars));
         Ok(())
     }
 
-    fn report(&self, recorder: &mut Recorder, phase: Phase, scalars: &Scalars, started: Instant) -> Result<()> {
+    fn report(&self, recorder: &mut Option<Recorder>, phase: Phase, scalars: &Scalars, started: Instant) -> Result<()> {
+        let Some(recorder) = recorder else { return Ok(()) };
         recorder.record(phase, self.done, scalars)?;
         if let Some(progress) = self.control.progress {
             let seconds = started.elapsed().as_secs_f64();
@@ -190,9 +208,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn save(&self, model: &Qwen3Vl, optimiser: &OptimiserState, stage: &dyn Stage) -> Result<PathBuf> {
+    fn save(&self, model: &Qwen3Vl, optimiser: &mut OptimiserState, stage: &dyn Stage) -> Result<PathBuf> {
         let mut arrays = BTreeMap::new();
         optimiser.store(&mut arrays);
+        if !self.control.world.writes() {
+            return Ok(self.folder.checkpoint(self.done));
+        }
         // The trained weights once more in full precision: the model's own files may be bfloat16.
         for parameter in model.parameters().into_iter().filter(|parameter| parameter.is_trainable()) {
             arrays.insert(format!("param.{}", parameter.name), array_of(&parameter.value));

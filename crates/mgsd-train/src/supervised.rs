@@ -9,6 +9,7 @@ use crate::recipe::Recipe;
 use crate::session::{self, Gradients, Stage};
 use crate::source::{Part, Source};
 use crate::student;
+use crate::world::World;
 use crate::{Control, Summary};
 use mgsd_compute::ops::loss::{self, Grads};
 use mgsd_model::config::Config;
@@ -25,7 +26,8 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
     let steps = step_count(recipe, &source);
     let (session, from) = session::open(recipe, control, steps)?;
     let student = student::load(recipe, control.device)?;
-    let mut stage = Supervised::new(recipe, source, &student.model, recipe.batch.samples_per_step, 1.0);
+    let count = recipe.batch.samples_per_step;
+    let mut stage = Supervised::new(recipe, source, &student.model, count, 1.0, &control.world);
     session.run(student, &mut stage, from)
 }
 
@@ -77,6 +79,7 @@ pub(crate) struct Supervised<'a> {
     prefetch: Option<Prefetch<StepData>>,
     held_out: Option<StepData>,
     passes: Passes,
+    world: World,
 }
 
 impl<'a> Supervised<'a> {
@@ -86,18 +89,26 @@ impl<'a> Supervised<'a> {
         model: &Qwen3Vl,
         samples_per_step: usize,
         scale: f32,
+        world: &World,
     ) -> Self {
         let passes = Passes::new(&model.config);
         let config = model.config.clone();
-        let pool = Arc::default();
-        Self { recipe, samples_per_step, scale, source, config, pool, prefetch: None, held_out: None, passes }
+        let (pool, world) = (Arc::default(), world.clone());
+        Self { recipe, samples_per_step, scale, source, config, pool, prefetch: None, held_out: None, passes, world }
+    }
+
+    /// This process's share of some numbers.
+    fn mine(&self, numbers: std::ops::Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        numbers.filter(|number| self.world.is_mine(*number))
     }
 
     fn held_out(&mut self) -> Result<&StepData> {
         if self.held_out.is_none() {
             let count = self.source.held_out_count(self.recipe.eval.samples);
-            let samples: Vec<Sample> =
-                (0..count as u64).map(|index| self.source.sample(Part::HeldOut, index)).collect::<Result<_>>()?;
+            let samples: Vec<Sample> = self
+                .mine(0..count as u64)
+                .map(|index| self.source.sample(Part::HeldOut, index))
+                .collect::<Result<_>>()?;
             let limit = self.recipe.batch.max_tokens_per_micro_batch;
             self.held_out = Some(pack(&samples, limit, &self.config, &Pool::default())?);
         }
@@ -123,10 +134,12 @@ fn pass(passes: &mut Passes, model: &mut Qwen3Vl, micro: &MicroBatch, weight: f3
 impl Stage for Supervised<'_> {
     fn start(&mut self, step: u64, steps: u64) -> Result<()> {
         let (source, pool, config) = (Arc::clone(&self.source), Arc::clone(&self.pool), self.config.clone());
+        let world = self.world.clone();
         let limit = self.recipe.batch.max_tokens_per_micro_batch;
         let count = self.samples_per_step as u64;
         self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
             let samples: Vec<Sample> = (step * count..(step + 1) * count)
+                .filter(|index| world.is_mine(*index))
                 .map(|index| source.sample(Part::Train, index))
                 .collect::<Result<_>>()?;
             pack(&samples, limit, &config, &pool)
@@ -137,16 +150,18 @@ impl Stage for Supervised<'_> {
     fn gradients(&mut self, model: &mut Qwen3Vl, _step: u64) -> Result<Gradients> {
         let next = self.prefetch.as_mut().and_then(Prefetch::next);
         let data = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
-        let weight = self.scale / data.labelled as f32;
+        let [labelled] = self.world.sum([data.labelled as f64]);
+        let weight = self.scale / labelled as f32;
         let (mut sum, mut correct) = (0.0, 0);
         for micro in &data.micro_batches {
             sum += pass(&mut self.passes, model, micro, weight, Keep::ForBackward);
             correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
         }
         data.micro_batches.into_iter().for_each(|micro| self.pool.give(micro));
+        let [sum, correct, tokens] = self.world.sum([sum, correct as f64, data.tokens as f64]);
         let mut scalars = Scalars::default();
-        scalars.put("accuracy", correct as f64 / data.labelled as f64);
-        Ok(Gradients { loss: sum, tokens: data.tokens, samples: data.names, scalars })
+        scalars.put("accuracy", correct / labelled);
+        Ok(Gradients { loss: sum, tokens: tokens as usize, samples: data.names, scalars })
     }
 
     fn updated(&mut self, _model: &Qwen3Vl) {}
@@ -154,16 +169,18 @@ impl Stage for Supervised<'_> {
     fn evaluate(&mut self, model: &mut Qwen3Vl) -> Result<Scalars> {
         self.held_out()?;
         let Some(data) = self.held_out.take() else { return Ok(Scalars::default()) };
-        let weight = 1.0 / data.labelled as f32;
+        let [labelled, samples] = self.world.sum([data.labelled as f64, data.names.len() as f64]);
+        let weight = 1.0 / labelled as f32;
         let (mut sum, mut correct) = (0.0, 0);
         for micro in &data.micro_batches {
             sum += pass(&mut self.passes, model, micro, weight, Keep::Nothing);
             correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
         }
+        let [sum, correct] = self.world.sum([sum, correct as f64]);
         let mut scalars = Scalars::default();
         scalars.put("loss", sum);
-        scalars.put("accuracy", correct as f64 / data.labelled as f64);
-        scalars.put("samples", data.names.len() as f64);
+        scalars.put("accuracy", correct / labelled);
+        scalars.put("samples", samples);
         self.held_out = Some(data);
         Ok(scalars)
     }

@@ -57,7 +57,16 @@ fn go(recipe: &Recipe, resume: bool, stop_after: u64) -> (Result<Summary>, Vec<S
             stop.store(true, Ordering::SeqCst);
         }
     };
-    let result = run(recipe, &Control { stop: &stop, resume, device: Default::default(), progress: Some(&progress) });
+    let result = run(
+        recipe,
+        &Control {
+            stop: &stop,
+            resume,
+            device: Default::default(),
+            world: Default::default(),
+            progress: Some(&progress),
+        },
+    );
     (result, reports.into_inner())
 }
 

@@ -36,6 +36,7 @@ enum Command {
     #[command(subcommand)]
     Model(commands::model::Command),
     Train(commands::train::Args),
+    Launch(commands::launch::Args),
     Merge(commands::merge::Args),
     #[command(subcommand)]
     Eval(commands::eval::Command),
@@ -46,6 +47,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let console = console::Console::new(cli.json);
+    device_errors_in_words();
     match commands::threads(cli.jobs).and_then(|()| run(cli.command, &console)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -56,6 +58,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// An error of a GPU (out of memory, a library that fails) ends the program with its message alone.
+fn device_errors_in_words() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload_as_str().unwrap_or_default();
+        if ["GPU", "CUDA", "cuBLASLt", "NVRTC", "NCCL"].iter().any(|library| message.starts_with(library)) {
+            eprintln!("error: {message}");
+            std::process::exit(1);
+        }
+        usual(info);
+    }));
+}
+
 fn run(command: Command, console: &console::Console) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => commands::demo::run(&args, console),
@@ -63,6 +78,7 @@ fn run(command: Command, console: &console::Console) -> anyhow::Result<()> {
         Command::Data(command) => commands::data::run(command, console),
         Command::Model(command) => commands::model::run(command, console),
         Command::Train(args) => commands::train::run(&args, console),
+        Command::Launch(args) => commands::launch::run(&args),
         Command::Merge(args) => commands::merge::run(&args, console),
         Command::Eval(command) => commands::eval::run(command, console),
         Command::Report(args) => commands::report::run(&args, console),

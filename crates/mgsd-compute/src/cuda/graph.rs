@@ -16,6 +16,14 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Cuda {
+    /// Whether work is being recorded instead of done.
+    pub(super) fn is_recording(&self) -> bool {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: `status` is a place for the result.
+        check("cuStreamIsCapturing", unsafe { sys::cuStreamIsCapturing(self.streams[0], &mut status) });
+        status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
+    }
+
     /// Records what `work` asks for instead of doing it. `work` must have run once before, so that all memory is there,
     /// all kernels are compiled and all lists are sent.
     pub fn record(&'static self, work: impl FnOnce()) -> Graph {
@@ -45,8 +53,8 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        self.gpu.synchronize();
-        // SAFETY: nothing uses it any more.
+        self.gpu.enter();
+        // SAFETY: nothing uses it any more; the driver waits for a launch under way.
         unsafe { sys::cuGraphExecDestroy(self.run) };
     }
 }

@@ -241,7 +241,7 @@ impl Cuda {
 }
 
 /// `MGSD_CACHE`, or the user's cache folder; none: kernels are compiled by every process.
-fn cache_folder() -> Option<PathBuf> {
+pub(super) fn cache_folder() -> Option<PathBuf> {
     let own = std::env::var_os("MGSD_CACHE").map(PathBuf::from);
     let user = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));

@@ -15,12 +15,14 @@ use cudarc::driver::sys;
 
 mod buffer;
 mod graph;
+mod group;
 mod kernels;
 mod lists;
 mod product;
 
 pub(crate) use buffer::Buffer;
 pub use graph::Graph;
+pub use group::Group;
 pub(crate) use kernels::{Arg, Kernel, Variant};
 pub(crate) use product::{Operand, Product};
 

@@ -8,8 +8,14 @@ use cudarc::cublaslt::sys as lt;
 use super::{Buffer, Cuda};
 use crate::Dtype;
 
+mod tune;
+use tune::{Tuned, Tuner};
+
 /// Memory that a product may use on the side.
 const WORKSPACE: usize = 64 << 20;
+
+/// Ways of computing a product that are compared.
+const CANDIDATES: usize = 8;
 
 /// Products planned at most; a run whose shapes change all the time starts again.
 const PLANS: usize = 8192;
@@ -18,6 +24,7 @@ const PLANS: usize = 8192;
 pub(super) struct Planner {
     handle: lt::cublasLtHandle_t,
     plans: HashMap<Product, Plan>,
+    tuned: Tuned,
     /// One for each stream, since they may run side by side.
     workspaces: Vec<Buffer>,
 }
@@ -104,13 +111,14 @@ impl Planner {
         // SAFETY: `handle` is a place for the result.
         match unsafe { lt::cublasLtCreate(&mut handle) } {
             lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS => {
-                Ok(Self { handle, plans: HashMap::new(), workspaces: Vec::new() })
+                Ok(Self { handle, plans: HashMap::new(), tuned: Tuned::default(), workspaces: Vec::new() })
             }
             failed => Err(format!("cublasLtCreate failed: {failed:?}")),
         }
     }
 
-    fn plan(&mut self, product: Product) -> Plan {
+    /// How a product is computed; `tuner`: something to try it with.
+    fn plan(&mut self, product: Product, tuner: Option<&Tuner>) -> Plan {
         if let Some(plan) = self.plans.get(&product) {
             return *plan;
         }
@@ -128,22 +136,60 @@ impl Planner {
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, a.transposed as i32);
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, b.transposed as i32);
         let (a, b, out) = (layout(a, m, k), layout(b, k, n), layout(out, m, n));
-        let algorithm = self.algorithm(product, description, [a, b, out]);
-        let plan = Plan { description, a, b, out, algorithm };
+        let candidates = self.candidates(product, description, [a, b, out]);
+        let mut plan = Plan { description, a, b, out, algorithm: candidates[0] };
+        if let Some(tuner) = tuner.filter(|_| tune::is_worth_it(product)) {
+            plan.algorithm = self.tuned(product, plan, &candidates, tuner);
+        }
         self.plans.insert(product, plan);
         plan
     }
 
-    fn algorithm(
+    /// # Safety
+    /// `[a, b, c, d]` point to memory that the plan's layouts describe, `workspace` to [`WORKSPACE`] bytes.
+    unsafe fn start_product(
+        &self,
+        plan: &Plan,
+        alpha: f32,
+        beta: f32,
+        [a, b, c, d]: [u64; 4],
+        workspace: u64,
+        stream: cudarc::driver::sys::CUstream,
+    ) -> lt::cublasStatus_t {
+        // SAFETY: the caller's promise.
+        unsafe {
+            lt::cublasLtMatmul(
+                self.handle,
+                plan.description,
+                (&raw const alpha).cast(),
+                a as *const _,
+                plan.a,
+                b as *const _,
+                plan.b,
+                (&raw const beta).cast(),
+                c as *const _,
+                plan.out,
+                d as *mut _,
+                plan.out,
+                &plan.algorithm,
+                workspace as *mut _,
+                WORKSPACE,
+                stream as lt::cudaStream_t,
+            )
+        }
+    }
+
+    /// Ways to compute a product, the one that the library thinks fastest first.
+    fn candidates(
         &self,
         product: Product,
         description: lt::cublasLtMatmulDesc_t,
         [a, b, out]: [lt::cublasLtMatrixLayout_t; 3],
-    ) -> lt::cublasLtMatmulAlgo_t {
+    ) -> Vec<lt::cublasLtMatmulAlgo_t> {
         use lt::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let mut preference = std::ptr::null_mut();
         // SAFETY: a zero pattern is a valid value of these plain structures of C.
-        let mut found: lt::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
+        let mut found: [lt::cublasLtMatmulHeuristicResult_t; CANDIDATES] = unsafe { std::mem::zeroed() };
         let mut count = 0;
         // SAFETY: places for all results; values have the sizes that are passed.
         unsafe {
@@ -173,15 +219,16 @@ impl Planner {
                 out,
                 out,
                 preference,
-                1,
-                &mut found,
+                CANDIDATES as i32,
+                found.as_mut_ptr(),
                 &mut count,
             );
             lt::cublasLtMatmulPreferenceDestroy(preference);
             let good = status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && count > 0;
             assert!(good, "cuBLASLt knows no way to compute {product:?}: {status:?}");
         }
-        found.algo
+        let good = found[..count as usize].iter().filter(|way| way.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        good.map(|way| way.algo).collect()
     }
 }
 
@@ -205,7 +252,9 @@ impl Cuda {
         }
         self.enter();
         let mut planner = self.product.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let plan = planner.plan(product);
+        let side = self.branch.load(Ordering::Relaxed) > 0;
+        let tuner = Tuner { gpu: self, alpha, a, b };
+        let plan = planner.plan(product, (!side && !self.is_recording()).then_some(&tuner));
         if planner.workspaces.is_empty() {
             planner.workspaces = self.streams.iter().map(|_| Buffer::empty(self)).collect();
         }
@@ -214,26 +263,7 @@ impl Cuda {
         let workspace = workspace.pointer();
         let beta: f32 = if product.adds { 1.0 } else { 0.0 };
         // SAFETY: the layouts describe the memory behind the pointers; that is the caller's promise.
-        let status = unsafe {
-            lt::cublasLtMatmul(
-                planner.handle,
-                plan.description,
-                (&raw const alpha).cast(),
-                a as *const _,
-                plan.a,
-                b as *const _,
-                plan.b,
-                (&raw const beta).cast(),
-                c as *const _,
-                plan.out,
-                d as *mut _,
-                plan.out,
-                &plan.algorithm,
-                workspace as *mut _,
-                WORKSPACE,
-                self.stream() as lt::cudaStream_t,
-            )
-        };
+        let status = unsafe { planner.start_product(&plan, alpha, beta, [a, b, c, d], workspace, self.stream()) };
         if status != lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
             panic!("cuBLASLt: {product:?} failed: {status:?}");
         }

@@ -62,7 +62,7 @@ pub fn step(
             (Dtype::Bf16, Some(rest)) => {
                 check::same("adamw::step", "rest", rest, "param", param);
                 args.push(rest.pointer().into());
-                ("step_bf16", 4)
+                ("step_bf16", 8)
             }
             (dtype, rest) => panic!("adamw::step: {dtype:?} parameter and {} rest", rest.map_or("no", |_| "a")),
         };
@@ -112,7 +112,7 @@ pub fn sum_of_squares<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> f64 {
 
 /// Sums of blocks first, then of those, in order; one number comes back.
 fn sum_on_gpu(grads: &[&Tensor]) -> f64 {
-    const BLOCK: usize = 8192;
+    const BLOCK: usize = 16384;
     let Some(gpu) = grads.first().and_then(|grad| grad.gpu()) else { return 0.0 };
     let blocks: usize = grads.iter().map(|grad| grad.len().div_ceil(BLOCK)).sum();
     let total = gpu.scratch("squares", (blocks + 1) * 8);

@@ -15,6 +15,7 @@ use crate::recipe::{Loss, Recipe};
 use crate::session::{self, Gradients, Stage};
 use crate::source::{Part, Source};
 use crate::supervised::Supervised;
+use crate::world::World;
 use crate::{Control, Summary, student};
 use mgsd_compute::Tensor;
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads};
@@ -47,7 +48,8 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
     let model = &student.model;
     let (count, weight) = (recipe.opcd.replay_samples, recipe.opcd.replay_weight);
     let replay = if count > 0 {
-        Some(Supervised::new(recipe, Arc::new(Source::open(recipe)?), model, count, weight))
+        let source = Arc::new(Source::open(recipe)?);
+        Some(Supervised::new(recipe, source, model, count, weight, &control.world))
     } else {
         None
     };
@@ -64,6 +66,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         prefetch: None,
         validation: None,
         rows,
+        world: control.world.clone(),
     };
     session.run(student, &mut stage, from)
 }
@@ -80,8 +83,10 @@ struct Distillation<'a> {
     teacher_micro: MicroBatch,
     teacher_hidden: Tensor,
     teacher_log_probs: Vec<f32>,
-    prefetch: Option<Prefetch<Vec<BoardRow>>>,
-    validation: Option<Vec<BoardRow>>,
+    /// This process's boards of a step, with their numbers.
+    prefetch: Option<Prefetch<Vec<(u64, BoardRow)>>>,
+    validation: Option<Vec<(u64, BoardRow)>>,
+    world: World,
 }
 
 /// Sums over the response tokens of a step.
@@ -176,8 +181,10 @@ impl Stage for Distillation<'_> {
     fn start(&mut self, step: u64, steps: u64) -> Result<()> {
         let rows = Arc::clone(&self.rows);
         let count = self.recipe.batch.samples_per_step as u64;
+        let world = self.world.clone();
         self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
-            (step * count..(step + 1) * count).map(|index| rows.row(Part::Train, index)).collect()
+            let mine = (step * count..(step + 1) * count).filter(|index| world.is_mine(*index));
+            mine.map(|index| Ok((index, rows.row(Part::Train, index)?))).collect()
         }));
         self.replay.as_mut().map_or(Ok(()), |replay| replay.start(step, steps))
     }
@@ -185,36 +192,40 @@ impl Stage for Distillation<'_> {
     fn gradients(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<Gradients> {
         let next = self.prefetch.as_mut().and_then(Prefetch::next);
         let boards = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
+        let (numbers, boards): (Vec<u64>, Vec<BoardRow>) = boards.into_iter().unzip();
         let began = Instant::now();
         let settings = &self.recipe.opcd;
-        let count = self.recipe.batch.samples_per_step as u64;
         let sampling = |i: usize| Sampling {
             temperature: settings.temperature,
             top_p: settings.top_p,
-            ..Sampling::policy(derive(self.recipe.seed, ROLLOUT, step * count + i as u64))
+            ..Sampling::policy(derive(self.recipe.seed, ROLLOUT, numbers[i]))
         };
         let responses = self.roller.responses(model, &boards, settings.max_new_tokens, sampling)?;
         let rollout_seconds = began.elapsed().as_secs_f64();
         let tokens: usize = responses.iter().map(|response| response.ids.len()).sum();
+        let [tokens] = self.world.sum([tokens as f64]);
         let mut sums = Sums::default();
         let mut through = 0;
         for cut in self.cuts(&boards, &responses) {
-            self.micro_step(model, &boards[cut.clone()], &responses[cut], 1.0 / tokens as f32, &mut sums)?;
+            self.micro_step(model, &boards[cut.clone()], &responses[cut], (1.0 / tokens) as f32, &mut sums)?;
             through += self.student_micro.batch.tokens();
         }
         let mut scalars = Scalars::default();
-        let sampled = sums.sampled_kl / tokens as f64;
+        let all = [sums.loss, sums.sampled_kl, sums.entropy, through as f64];
+        let [loss, sampled_kl, entropy, through_all] = self.world.sum(all);
+        let sampled = sampled_kl / tokens;
         let exact = settings.loss == Loss::ReverseKl && settings.top_k.is_none();
-        scalars.put("reverse_kl", if exact { sums.loss } else { sampled });
+        scalars.put("reverse_kl", if exact { loss } else { sampled });
         scalars.put("reverse_kl_sampled", sampled);
-        scalars.put("entropy", sums.entropy / tokens as f64);
-        scalars.put("sampler_gap", sums.sampler_gap);
+        scalars.put("entropy", entropy / tokens);
+        scalars.put("sampler_gap", self.world.max(sums.sampler_gap));
         rollout::put_scores(&mut scalars, &boards, &responses);
+        self.world.average(&mut scalars, &rollout::SCORES, boards.len() as f64);
         scalars.put("rollout_seconds", rollout_seconds);
         scalars.put("teacher_seconds", sums.teacher_seconds);
         scalars.put("update_seconds", sums.update_seconds);
         let mut samples: Vec<String> = boards.into_iter().map(|board| board.name).collect();
-        let mut loss = sums.loss;
+        let (mut loss, mut through) = (loss, through_all as usize);
         if let Some(replay) = &mut self.replay {
             let began = Instant::now();
             let extra = replay.gradients(model, step)?;
@@ -236,20 +247,24 @@ impl Stage for Distillation<'_> {
             Some(boards) => boards,
             None => {
                 let count = self.rows.validation_count(self.recipe.eval.samples);
-                (0..count as u64).map(|index| self.rows.row(Part::HeldOut, index)).collect::<Result<_>>()?
+                let mine = (0..count as u64).filter(|index| self.world.is_mine(*index));
+                mine.map(|index| Ok((index, self.rows.row(Part::HeldOut, index)?))).collect::<Result<_>>()?
             }
         };
+        let (numbers, boards): (Vec<u64>, Vec<BoardRow>) = boards.into_iter().unzip();
         let eval = &self.recipe.eval;
         let sampling = |i: usize| Sampling {
             temperature: eval.temperature,
             top_p: eval.top_p,
-            ..Sampling::policy(derive(self.recipe.seed, VALIDATION, i as u64))
+            ..Sampling::policy(derive(self.recipe.seed, VALIDATION, numbers[i]))
         };
         let responses = self.roller.responses(model, &boards, self.recipe.opcd.max_new_tokens, sampling)?;
         let mut scalars = Scalars::default();
         rollout::put_scores(&mut scalars, &boards, &responses);
-        scalars.put("samples", boards.len() as f64);
-        self.validation = Some(boards);
+        self.world.average(&mut scalars, &rollout::SCORES, boards.len() as f64);
+        let [samples] = self.world.sum([boards.len() as f64]);
+        scalars.put("samples", samples);
+        self.validation = Some(numbers.into_iter().zip(boards).collect());
         Ok(scalars)
     }
 

@@ -83,6 +83,18 @@ impl Roller {
     }
 }
 
+/// What [`put_scores`] may put.
+pub(super) const SCORES: [&str; 8] = [
+    "response_length",
+    "cut",
+    "success",
+    "success_frozenlake",
+    "success_maze",
+    "success_minibehaviour",
+    "format",
+    "parse",
+];
+
 /// Means over the answers: length, success in all and by task, format, parse rate.
 pub(super) fn put_scores(scalars: &mut Scalars, boards: &[BoardRow], responses: &[Response]) {
     let count = responses.len() as f64;

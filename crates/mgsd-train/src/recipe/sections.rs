@@ -201,11 +201,14 @@ pub struct Optimiser {
     pub weight_decay: f64,
     /// Largest global gradient norm; larger gradients are scaled down. 0 switches it off. Published: 1.0.
     pub clip: f64,
+    /// With several processes: each keeps the moments and masters of a share of the weights only. Published: true (FSDP).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shard: bool,
 }
 
 impl Default for Optimiser {
     fn default() -> Self {
-        Self { lr: 1e-4, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip: 1.0 }
+        Self { lr: 1e-4, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip: 1.0, shard: false }
     }
 }
 

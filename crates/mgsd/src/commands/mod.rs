@@ -4,6 +4,7 @@ pub mod bench;
 pub mod data;
 pub mod demo;
 pub mod eval;
+pub mod launch;
 pub mod merge;
 pub mod model;
 pub mod report;
@@ -29,6 +30,14 @@ pub struct Device {
 }
 
 impl Device {
+    /// As [`open`](Self::open), for a process of several on this machine: unless a GPU is named, each takes its own.
+    pub fn open_as(&self, local: Option<usize>) -> anyhow::Result<mgsd_compute::Device> {
+        match local.filter(|_| matches!(self.device.as_str(), "auto" | "cuda")) {
+            Some(local) => Self { device: format!("cuda:{local}") }.open(),
+            None => self.open(),
+        }
+    }
+
     /// The device, or what is missing to use it.
     pub fn open(&self) -> anyhow::Result<mgsd_compute::Device> {
         mgsd_compute::Device::parse(&self.device).map_err(|why| anyhow::anyhow!("--device {}: {why}", self.device))

@@ -4,6 +4,7 @@ use crate::console::Console;
 use crate::interrupt;
 use anyhow::bail;
 use clap::ValueEnum;
+use mgsd_train::world::{Place, World};
 use mgsd_train::{Control, Kind, Phase, Progress, Recipe, Scalars};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -45,7 +46,9 @@ impl KindName {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    let device = args.device.open()?;
+    let place = Place::from_environment(|name| std::env::var(name).ok())?;
+    let device = args.device.open_as(place.map(|place| place.local))?;
+    let world = World::join(place, device)?;
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     if recipe.kind != args.kind.kind() {
         bail!(
@@ -66,7 +69,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             console.note(format_args!("step {} measured: {}", progress.step, summary_line(progress)));
         }
     };
-    let control = Control { stop: interrupt::install()?, resume: args.resume, device, progress: Some(&show) };
+    let control = Control { stop: interrupt::install()?, resume: args.resume, device, world, progress: Some(&show) };
     let summary = mgsd_train::run(&recipe, &control)?;
     console.say(format_args!("{} steps in {:.0} s: {}", summary.steps, summary.seconds, summary.result.display()));
     console.result(&serde_json::json!({

@@ -15,7 +15,7 @@ use mgsd_data::opcd;
 use mgsd_data::perception_sft;
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_eval::demo::{Demo, StageScores};
-use mgsd_train::{Control, Device, Phase, Progress, Recipe};
+use mgsd_train::{Control, Device, Phase, Progress, Recipe, World};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -209,8 +209,11 @@ fn train(
             ));
         }
     };
-    Ok(mgsd_train::run(&recipe, &Control { stop, resume: false, device: settings.device, progress: Some(&show) })?
-        .result)
+    Ok(mgsd_train::run(
+        &recipe,
+        &Control { stop, resume: false, device: settings.device, world: World::alone(), progress: Some(&show) },
+    )?
+    .result)
 }
 
 fn measured(bench: &Bench, stage: &str, model: &Path, console: &Console) -> anyhow::Result<StageScores> {

@@ -23,23 +23,24 @@ extern "C" __global__ void step_f32(
 }
 
 // A bfloat16 parameter with the rest of its 32-bit master: bits = (p << 16) + rest, rest a signed 16-bit number, so that
-// p is the master rounded to the nearest.
-extern "C" __global__ void step_bf16(
+// p is the master rounded to the nearest. Eight numbers a thread, all loads before the first use.
+extern "C" __global__ void __launch_bounds__(256) step_bf16(
     bf16* p, short* rest, const float* g, float* m, float* v, i64 n, float scale, float keep, float new1, float beta2,
     float new2, float root, float eps, float size) {
-    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (at >= n) return;
-    int count = n - at < 4 ? (int)(n - at) : 4;
-    bool whole = count == 4;
-    alignas(8) u16 high[4];
-    alignas(8) short low[4];
-    Four gs, ms, vs;
+    int count = n - at < 8 ? (int)(n - at) : 8;
+    bool whole = count == 8;
+    alignas(16) u16 high[8];
+    alignas(16) short low[8];
+    Eight gs, ms, vs;
     if (whole) {
-        *reinterpret_cast<uint2*>(high) = *reinterpret_cast<const uint2*>(p + at);
-        *reinterpret_cast<uint2*>(low) = *reinterpret_cast<const uint2*>(rest + at);
-        gs = load4(g + at);
-        ms = load4(m + at);
-        vs = load4(v + at);
+        uint4 packed_high = *reinterpret_cast<const uint4*>(p + at), packed_low = *reinterpret_cast<const uint4*>(rest + at);
+        gs = load8(g + at);
+        ms = load8(m + at);
+        vs = load8(v + at);
+        *reinterpret_cast<uint4*>(high) = packed_high;
+        *reinterpret_cast<uint4*>(low) = packed_low;
     } else {
         for (int i = 0; i < count; i++) {
             high[i] = p[at + i].bits;
@@ -50,7 +51,7 @@ extern "C" __global__ void step_bf16(
         }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 8; i++) {
         if (i < count) {
             float master = __uint_as_float(((u32)high[i] << 16) + (u32)(int)low[i]);
             Moved next = moved(master, gs.x[i] * scale, ms.x[i], vs.x[i], keep, new1, beta2, new2, root, eps, size);
@@ -62,10 +63,10 @@ extern "C" __global__ void step_bf16(
         }
     }
     if (whole) {
-        *reinterpret_cast<uint2*>(p + at) = *reinterpret_cast<uint2*>(high);
-        *reinterpret_cast<uint2*>(rest + at) = *reinterpret_cast<uint2*>(low);
-        store4(m + at, ms);
-        store4(v + at, vs);
+        *reinterpret_cast<uint4*>(p + at) = *reinterpret_cast<uint4*>(high);
+        *reinterpret_cast<uint4*>(rest + at) = *reinterpret_cast<uint4*>(low);
+        store8(m + at, ms);
+        store8(v + at, vs);
     } else {
         for (int i = 0; i < count; i++) {
             p[at + i].bits = high[i];
@@ -76,13 +77,20 @@ extern "C" __global__ void step_bf16(
     }
 }
 
-// One double for each block: the sum of squares of its 8192 numbers.
-extern "C" __global__ void squares(double* sums, const float* x, i64 n) {
-    i64 first = (i64)blockIdx.x * 8192;
+// One double for each block of 256 threads: the sum of squares of its 16384 numbers.
+extern "C" __global__ void __launch_bounds__(256) squares(double* sums, const float* x, i64 n) {
+    i64 first = (i64)blockIdx.x * 16384;
     float sum[1] = {0.0f};
-    for (int i = 0; i < 32; i++) {
-        i64 at = first + i * 256 + threadIdx.x;
-        if (at < n) sum[0] += x[at] * x[at];
+#pragma unroll 4
+    for (int i = 0; i < 8; i++) {
+        i64 at = first + (i * 256 + threadIdx.x) * 8;
+        if (at + 8 <= n) {
+            Eight v = load8(x + at);
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[0] += v.x[j] * v.x[j];
+        } else {
+            for (; at < n; at++) sum[0] += x[at] * x[at];
+        }
     }
     block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum[0];
