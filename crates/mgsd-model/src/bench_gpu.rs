@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mgsd_compute::ops::adamw::{self, AdamW};
+use mgsd_compute::ops::adamw::{self, AdamW, Update};
 use mgsd_compute::ops::loss::{self, Divergence, Grads, Teacher, TokenStats};
 use mgsd_compute::ops::rows;
 use mgsd_compute::{Device, Dtype, Tensor, Write};
@@ -190,14 +190,16 @@ impl Work {
         let norm = adamw::sum_of_squares(self.model.parameters().into_iter().filter_map(|p| p.grad.as_ref())).sqrt();
         let scale = (1.0 / (norm + 1e-6)).min(1.0) as f32;
         let settings = AdamW { learning_rate: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
-        let mut moments = self.moments.iter_mut();
-        let steps = self.steps;
-        self.model.visit_mut(&mut |parameter| {
-            let Some(grad) = &mut parameter.grad else { return };
-            let Some((first, second, rest)) = moments.next() else { return };
-            adamw::step(&mut parameter.value, rest.as_mut(), grad, first, second, &settings, steps, scale);
-            grad.fill(0.0);
-        });
+        let trained = self.model.parameters_mut().into_iter().filter(|p| p.is_trainable());
+        let mut updates: Vec<Update> = trained
+            .zip(&mut self.moments)
+            .filter_map(|(parameter, (first_moment, second_moment, rest))| {
+                let (grad, param) = (parameter.grad.as_ref()?, &mut parameter.value);
+                Some(Update { param, rest: rest.as_mut(), grad, first_moment, second_moment })
+            })
+            .collect();
+        adamw::step_all(&mut updates, &settings, self.steps, scale);
+        self.model.zero_grad();
     }
 }
 
@@ -316,9 +318,10 @@ fn stack(device: Device, runs: usize, say: &mut dyn FnMut(Figure)) -> Result<()>
         let parts = match adapter {
             true => {
                 model.add_lora(&lora(), 0)?;
-                Parts::LORA
+                // The embeddings are trained for the sake of the work: the peer's inputs want gradients too.
+                Parts { lora: true, embeddings: true, ..Parts::NONE }
             }
-            false => Parts { text: true, ..Parts::NONE },
+            false => Parts { text: true, embeddings: true, ..Parts::NONE },
         };
         let prompts = prompts(&model.config, 4, 1024, false);
         let mut work = Work::new(model, &prompts, 1024)?;

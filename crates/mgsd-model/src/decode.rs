@@ -88,6 +88,8 @@ impl Decoder {
                         gpu.refresh(list);
                     }
                     self.recorded[at].graph.launch();
+                    // What the recording writes; the last step may have had another number of rows.
+                    self.logits.resize(rows, model.config.text.vocab_size);
                     return &self.logits;
                 }
                 self.recorded.retain(|r| r.epoch == gpu.epoch());

@@ -102,17 +102,28 @@ impl OptimiserState {
         let scale = clip_factor(norm, self.settings.clip) as f32;
         let trained: Vec<&mut Parameter> =
             parameters.into_iter().filter(|parameter| parameter.is_trainable()).collect();
-        let mut values = Vec::with_capacity(trained.len());
+        let mut updates = Vec::with_capacity(trained.len());
+        let mut others = Vec::new();
         for (parameter, moments) in trained.into_iter().zip(&mut self.moments) {
             assert_eq!(parameter.name, moments.name, "the order of parameters changed");
             let Parameter { value, grad: Some(grad), .. } = parameter else { continue };
-            if let Some(Kept { first, second, rest }) = &mut moments.kept {
-                adamw::step(value, rest.as_mut(), grad, first, second, &settings, self.steps, scale);
+            match &mut moments.kept {
+                Some(Kept { first: first_moment, second: second_moment, rest }) => {
+                    let rest = rest.as_mut();
+                    updates.push(adamw::Update { param: value, rest, grad, first_moment, second_moment });
+                }
+                None => others.push(value),
             }
-            values.push(value);
         }
+        adamw::step_all(&mut updates, &settings, self.steps, scale);
         if let Some(owners) = &self.owners {
-            self.world.share(values.into_iter().zip(owners.iter().copied()));
+            let (mut mine, mut theirs) = (updates.into_iter().map(|update| update.param), others.into_iter());
+            let rank = self.world.rank();
+            let values = owners.iter().filter_map(|&owner| {
+                let value = if owner == rank { mine.next() } else { theirs.next() };
+                value.map(|value| (value, owner))
+            });
+            self.world.share(values);
         }
     }
 

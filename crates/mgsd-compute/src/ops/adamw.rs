@@ -39,39 +39,10 @@ pub fn step(
     check::same("adamw::step", "grad", grad, "param", param);
     check::same("adamw::step", "first_moment", first_moment, "param", param);
     check::same("adamw::step", "second_moment", second_moment, "param", param);
-    assert!(step > 0, "adamw::step: steps count from 1");
-    // Powers and differences in f64: 1 - 0.999 has few digits in f32.
-    let (beta1, beta2) = (f64_of(settings.beta1), f64_of(settings.beta2));
-    let correction1 = 1.0 - beta1.powf(step as f64);
-    let correction2 = 1.0 - beta2.powf(step as f64);
-    let factors = cpu::Factors {
-        keep: (1.0 - f64_of(settings.learning_rate) * f64_of(settings.weight_decay)) as f32,
-        new1: (1.0 - beta1) as f32,
-        beta2: settings.beta2,
-        new2: (1.0 - beta2) as f32,
-        root: (1.0 / correction2.sqrt()) as f32,
-        eps: settings.eps,
-        size: (f64_of(settings.learning_rate) / correction1) as f32,
-        grad_scale,
-    };
-    if let Some(gpu) = param.gpu() {
-        let len = param.len();
-        let mut args: Vec<Arg> = vec![param.pointer().into()];
-        let (function, each) = match (param.dtype(), rest) {
-            (Dtype::F32, None) => ("step_f32", 1),
-            (Dtype::Bf16, Some(rest)) => {
-                check::same("adamw::step", "rest", rest, "param", param);
-                args.push(rest.pointer().into());
-                ("step_bf16", 8)
-            }
-            (dtype, rest) => panic!("adamw::step: {dtype:?} parameter and {} rest", rest.map_or("no", |_| "a")),
-        };
-        let moments = [grad.pointer_f32(), first_moment.pointer_f32(), second_moment.pointer_f32(), len as u64];
-        args.extend(moments.map(Arg::from));
-        let f = &factors;
-        args.extend([f.grad_scale, f.keep, f.new1, f.beta2, f.new2, f.root, f.eps, f.size].map(Arg::from));
-        return gpu.flat(Kernel::plain("adamw", function), len, each, &args);
+    if param.gpu().is_some() {
+        return step_all(&mut [Update { param, rest, grad, first_moment, second_moment }], settings, step, grad_scale);
     }
+    let factors = factors(settings, step, grad_scale);
     let grad = grad.as_slice();
     let first = par::Out::new(first_moment.as_mut_slice());
     let second = par::Out::new(second_moment.as_mut_slice());
@@ -81,6 +52,73 @@ pub fn step(
         let (m, v) = unsafe { (first.slice(start, len), second.slice(start, len)) };
         cpu::step(param, &grad[start..start + len], m, v, &factors);
     });
+}
+
+/// One parameter of [`step_all`], with what belongs to it; see [`step`].
+pub struct Update<'a> {
+    /// What is trained.
+    pub param: &'a mut Tensor,
+    /// The other half of a bfloat16 parameter's master.
+    pub rest: Option<&'a mut Tensor>,
+    /// Its gradient.
+    pub grad: &'a Tensor,
+    /// Running mean of the gradient.
+    pub first_moment: &'a mut Tensor,
+    /// Running mean of its square.
+    pub second_moment: &'a mut Tensor,
+}
+
+/// [`step`] on many parameters, in one launch on a GPU.
+pub fn step_all(updates: &mut [Update], settings: &AdamW, count: u64, grad_scale: f32) {
+    let op = "adamw::step_all";
+    let Some(gpu) = updates.first().and_then(|update| update.param.gpu()) else {
+        for u in updates {
+            step(u.param, u.rest.as_deref_mut(), u.grad, u.first_moment, u.second_moment, settings, count, grad_scale);
+        }
+        return;
+    };
+    const BLOCK: usize = 2048;
+    let (mut table, mut starts, mut blocks): (Vec<u64>, Vec<u32>, usize) = (Vec::new(), Vec::new(), 0);
+    for update in updates.iter() {
+        let Update { param, rest, grad, first_moment, second_moment } = update;
+        check::same(op, "grad", grad, "param", param);
+        check::same(op, "first_moment", first_moment, "param", param);
+        check::same(op, "second_moment", second_moment, "param", param);
+        let rest = match (param.dtype(), rest) {
+            (Dtype::F32, None) => 0,
+            (Dtype::Bf16, Some(rest)) => {
+                check::same(op, "rest", rest, "param", param);
+                rest.pointer()
+            }
+            (dtype, rest) => panic!("{op}: {dtype:?} parameter and {} rest", rest.as_ref().map_or("no", |_| "a")),
+        };
+        let moments = [first_moment.pointer_f32(), second_moment.pointer_f32()];
+        table.extend([param.pointer(), rest, grad.pointer_f32(), moments[0], moments[1], param.len() as u64]);
+        starts.push(blocks as u32);
+        blocks += param.len().div_ceil(BLOCK);
+    }
+    let mut args: Vec<Arg> = vec![gpu.list(&table).into(), gpu.list(&starts).into(), updates.len().into()];
+    let f = factors(settings, count, grad_scale);
+    args.extend([f.grad_scale, f.keep, f.new1, f.beta2, f.new2, f.root, f.eps, f.size].map(Arg::from));
+    gpu.launch(Kernel::plain("adamw", "step_many"), [blocks as u32, 1, 1], [256, 1], 0, &args);
+}
+
+fn factors(settings: &AdamW, step: u64, grad_scale: f32) -> cpu::Factors {
+    assert!(step > 0, "adamw: steps count from 1");
+    // Powers and differences in f64: 1 - 0.999 has few digits in f32.
+    let (beta1, beta2) = (f64_of(settings.beta1), f64_of(settings.beta2));
+    let correction1 = 1.0 - beta1.powf(step as f64);
+    let correction2 = 1.0 - beta2.powf(step as f64);
+    cpu::Factors {
+        keep: (1.0 - f64_of(settings.learning_rate) * f64_of(settings.weight_decay)) as f32,
+        new1: (1.0 - beta1) as f32,
+        beta2: settings.beta2,
+        new2: (1.0 - beta2) as f32,
+        root: (1.0 / correction2.sqrt()) as f32,
+        eps: settings.eps,
+        size: (f64_of(settings.learning_rate) / correction1) as f32,
+        grad_scale,
+    }
 }
 
 /// The decimal number that was meant: 0.999 as `f32` is 0.99900001, and `1 - 0.999` feels it in the fifth digit.
@@ -114,16 +152,16 @@ pub fn sum_of_squares<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> f64 {
 fn sum_on_gpu(grads: &[&Tensor]) -> f64 {
     const BLOCK: usize = 16384;
     let Some(gpu) = grads.first().and_then(|grad| grad.gpu()) else { return 0.0 };
-    let blocks: usize = grads.iter().map(|grad| grad.len().div_ceil(BLOCK)).sum();
+    let (mut table, mut starts, mut blocks): (Vec<u64>, Vec<u32>, usize) = (Vec::new(), Vec::new(), 0);
+    for grad in grads {
+        table.extend([grad.pointer_f32(), grad.len() as u64]);
+        starts.push(blocks as u32);
+        blocks += grad.len().div_ceil(BLOCK);
+    }
     let total = gpu.scratch("squares", (blocks + 1) * 8);
     let sums = total + 8;
-    let mut at = sums;
-    for grad in grads {
-        let count = grad.len().div_ceil(BLOCK);
-        let args = [at.into(), grad.pointer_f32().into(), (grad.len() as u64).into()];
-        gpu.launch(Kernel::plain("adamw", "squares"), [count as u32, 1, 1], [256, 1], 0, &args);
-        at += count as u64 * 8;
-    }
+    let args = [sums.into(), gpu.list(&table).into(), gpu.list(&starts).into(), grads.len().into()];
+    gpu.launch(Kernel::plain("adamw", "squares_many"), [blocks as u32, 1, 1], [256, 1], 0, &args);
     let args = [total.into(), sums.into(), blocks.into()];
     gpu.launch(Kernel::plain("adamw", "total"), [1, 1, 1], [256, 1], 0, &args);
     let mut sum = [0.0f64];
