@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::linear::Adapter;
 use crate::model::{Activations, Keep, Qwen3Vl};
 use crate::processor::Prompt;
-use crate::sampling::{Sampler, Sampling};
+use crate::sampling::{Sampler, Sampling, likeliest};
 use crate::text::Pass;
 
 /// What is to be generated.
@@ -66,7 +66,7 @@ impl Completion {
 
 /// One new token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Event {
+pub struct Event<'a> {
     /// Which request: its index in [`Generator::generate`], or what [`Generator::submit`] returned.
     pub request: usize,
     /// The token.
@@ -75,6 +75,9 @@ pub struct Event {
     pub log_prob: f32,
     /// Set on the last token of a response.
     pub finish: Option<Finish>,
+    /// The likeliest tokens at this place with their log-probabilities, likeliest first; as many as were asked for in
+    /// [`Generator::submit_with_top`].
+    pub top: &'a [(u32, f32)],
 }
 
 /// A request in its slot.
@@ -90,6 +93,8 @@ struct Active {
     produced: usize,
     last: (u32, f32),
     finish: Option<Finish>,
+    top_count: usize,
+    top: Vec<(u32, f32)>,
 }
 
 /// Prompt tokens that are run in one pass; a longer prompt is run alone.
@@ -101,7 +106,7 @@ pub struct Generator {
     slots: usize,
     capacity: usize,
     caches: Vec<KvCache>,
-    waiting: VecDeque<(usize, Request)>,
+    waiting: VecDeque<(usize, Request, usize)>,
     active: Vec<Active>,
     free: Vec<u32>,
     next_id: usize,
@@ -167,6 +172,11 @@ impl Generator {
 
     /// Queues a request for [`step`](Self::step); returns its number.
     pub fn submit(&mut self, request: Request) -> Result<usize> {
+        self.submit_with_top(request, 0)
+    }
+
+    /// [`submit`](Self::submit), with the `top_count` likeliest tokens of each place in [`Event::top`].
+    pub fn submit_with_top(&mut self, request: Request, top_count: usize) -> Result<usize> {
         if let Some(problem) = request.sampling.problem() {
             return Err(Error::Model(format!("sampling: {problem}")));
         }
@@ -182,14 +192,14 @@ impl Generator {
         }
         let id = self.next_id;
         self.next_id += 1;
-        self.waiting.push_back((id, request));
+        self.waiting.push_back((id, request, top_count));
         Ok(id)
     }
 
     /// Withdraws a request; returns whether it was still waiting or under way.
     pub fn cancel(&mut self, id: usize) -> bool {
         let before = self.waiting.len() + self.active.len();
-        self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.waiting.retain(|(waiting, ..)| *waiting != id);
         let free = &mut self.free;
         self.active.retain(|active| {
             if active.id == id {
@@ -262,13 +272,13 @@ impl Generator {
         self.slot_of.clear();
         self.place_of.clear();
         let first = self.active.len();
-        while let Some((_, request)) = self.waiting.front() {
+        while let Some((_, request, _)) = self.waiting.front() {
             let length = request.prompt.ids.len();
             let full = self.batch.tokens() > 0 && self.batch.tokens() + length > PREFILL_TOKENS;
             if full || self.free.is_empty() {
                 break;
             }
-            let Some((id, request)) = self.waiting.pop_front() else { break };
+            let Some((id, request, top_count)) = self.waiting.pop_front() else { break };
             self.batch.push(&request.prompt)?;
             let Some(slot) = self.free.pop() else { break };
             self.slot_of.extend(std::iter::repeat_n(slot, length));
@@ -286,6 +296,8 @@ impl Generator {
                 produced: 0,
                 last: (0, 0.0),
                 finish: None,
+                top_count,
+                top: Vec::new(),
             });
         }
         let pass = Pass::Prefill {
@@ -336,6 +348,9 @@ impl Generator {
         let chosen = self.active[first..].par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
         chosen.with_min_len((1 << 14) / vocab + 1).for_each(|(active, logits)| {
             active.last = active.sampler.pick(logits);
+            if active.top_count > 0 {
+                likeliest(logits, active.top_count, &mut active.top);
+            }
             active.produced += 1;
             active.finish = if active.request.stop.contains(&active.last.0) {
                 Some(Finish::Stop)
@@ -347,7 +362,7 @@ impl Generator {
         });
         for active in &self.active[first..] {
             let (token, log_prob) = active.last;
-            on_token(Event { request: active.id, token, log_prob, finish: active.finish });
+            on_token(Event { request: active.id, token, log_prob, finish: active.finish, top: &active.top });
         }
         let free = &mut self.free;
         self.active.retain(|active| {
