@@ -60,7 +60,8 @@ async fn read(app: &App, mut body: Body) -> Reply<Held> {
         let units = length.div_ceil(UNIT);
         if units > paid {
             let permit = app.body_memory.clone().try_acquire_many_owned((units - paid) as u32);
-            held._permits.push(permit.map_err(|_| ApiError::busy("bodies of other requests fill the memory; try again"))?);
+            held._permits
+                .push(permit.map_err(|_| ApiError::busy("bodies of other requests fill the memory; try again"))?);
             paid = units;
         }
         held.bytes.extend_from_slice(&data);

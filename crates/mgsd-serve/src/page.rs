@@ -35,5 +35,5 @@ pub fn routes() -> Router<Arc<App>> {
     let router = Router::new()
         .route("/", get(|| async { file("text/html; charset=utf-8", include_str!("../web/index.html")) }))
         .route("/page/page.css", get(|| async { file("text/css; charset=utf-8", include_str!("../web/page.css")) }));
-    script!(router, "page.js")
+    script!(router, "page.js", "answer.js", "api.js", "grid.js", "overlay.js", "state.js")
 }

@@ -160,7 +160,14 @@ async fn accept(
         match taken.await {
             None => return,
             Some((Ok((stream, peer)), permit)) => {
-                tokio::spawn(serve(stream, Peer(peer), router.clone(), Arc::clone(&app.metrics), closing.clone(), permit));
+                tokio::spawn(serve(
+                    stream,
+                    Peer(peer),
+                    router.clone(),
+                    Arc::clone(&app.metrics),
+                    closing.clone(),
+                    permit,
+                ));
             }
             // Out of file handles, or a client that left at once: others go on.
             Some((Err(_), _)) => tokio::time::sleep(Duration::from_millis(20)).await,

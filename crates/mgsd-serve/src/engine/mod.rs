@@ -8,7 +8,7 @@ mod queue;
 mod score;
 mod worker;
 
-pub use queue::{Client, FairQueue};
+pub use queue::Client;
 pub use score::TokenScore;
 
 use crate::error::{Error, Result};
@@ -144,9 +144,19 @@ impl Drop for CancelOnDrop {
 
 /// What the thread is told.
 enum Command {
-    Generate { first_ticket: u64, job: Job, updates: mpsc::Sender<Update>, submitted: std::time::Instant },
+    Generate {
+        first_ticket: u64,
+        job: Job,
+        updates: mpsc::Sender<Update>,
+        submitted: std::time::Instant,
+    },
     Cancel(u64),
-    Score { student: Arc<Prompt>, teacher: Arc<Prompt>, response: Vec<u32>, reply: oneshot::Sender<Reply<Vec<TokenScore>>> },
+    Score {
+        student: Arc<Prompt>,
+        teacher: Arc<Prompt>,
+        response: Vec<u32>,
+        reply: oneshot::Sender<Reply<Vec<TokenScore>>>,
+    },
     Stop,
 }
 
@@ -232,7 +242,9 @@ impl Engine {
         let room = |now: usize| (now == 0 || now + bytes <= most).then_some(now + bytes);
         match self.shared.picture_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
             Ok(_) => Ok(HeldPictures { bytes, shared: Arc::clone(&self.shared) }),
-            Err(_) => Err(ApiError::busy(format!("pictures of waiting requests fill {most} bytes; try again in a moment"))),
+            Err(_) => {
+                Err(ApiError::busy(format!("pictures of waiting requests fill {most} bytes; try again in a moment")))
+            }
         }
     }
 

@@ -138,11 +138,8 @@ impl Writer {
         debug_assert!(most > 0, "check_prompt leaves room");
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let id = format!("chatcmpl-{:016x}{:08x}", request.sampling.seed, app.next_id());
-        let growing = |_| Growing {
-            text: TextBuilder::new(request.stops.clone(), request.keep_stop),
-            tokens: 0,
-            finish: None,
-        };
+        let growing =
+            |_| Growing { text: TextBuilder::new(request.stops.clone(), request.keep_stop), tokens: 0, finish: None };
         let answers = (0..request.choices).map(growing).collect();
         Self { app, request, answers, prompt_tokens, canceller, id, created }
     }
@@ -242,11 +239,8 @@ async fn collect(mut writer: Writer, mut answers: Answers) -> Reply<Response> {
         choice
     };
     let choices = pieces.into_iter().enumerate().map(whole).collect();
-    let completion = Completion {
-        object: "chat.completion",
-        usage: Some(Some(writer.usage())),
-        ..writer.chunk(choices, None)
-    };
+    let completion =
+        Completion { object: "chat.completion", usage: Some(Some(writer.usage())), ..writer.chunk(choices, None) };
     Ok(Json(completion).into_response())
 }
 

@@ -24,7 +24,10 @@ pub fn conversation(messages: &Value, limits: PictureLimits) -> Reply<Vec<Messag
     let list = messages.as_array().filter(|list| !list.is_empty());
     let Some(list) = list else {
         let found = short(messages);
-        return Err(ApiError::invalid("messages", format!("messages is {found}; expected a list of at least one message")));
+        return Err(ApiError::invalid(
+            "messages",
+            format!("messages is {found}; expected a list of at least one message"),
+        ));
     };
     let mut pictures = 0;
     list.iter().enumerate().map(|(index, message)| read(index, message, limits, &mut pictures)).collect()
@@ -45,9 +48,8 @@ fn read(index: usize, message: &Value, limits: PictureLimits, pictures: &mut usi
     let content = match &message["content"] {
         Value::String(text) => Content::Text(text.clone()),
         Value::Array(parts) => {
-            let part = |(place, part): (usize, &Value)| {
-                read_part(&at(&format!("content[{place}]")), part, limits, pictures)
-            };
+            let part =
+                |(place, part): (usize, &Value)| read_part(&at(&format!("content[{place}]")), part, limits, pictures);
             Content::Parts(parts.iter().enumerate().map(part).collect::<Reply<_>>()?)
         }
         other => {
@@ -99,8 +101,9 @@ fn picture(at: &str, url: &str, limits: PictureLimits) -> Reply<RgbImage> {
         .map_err(|problem| wrong(format!("the data URL is not valid base64: {problem}")))?;
     let reader = image::ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
     let size = reader.map_err(image::ImageError::from).and_then(image::ImageReader::into_dimensions);
-    let (width, height) =
-        size.map_err(|problem| wrong(format!("the picture ({kind}) cannot be decoded: {problem}; expected a PNG or JPEG")))?;
+    let (width, height) = size.map_err(|problem| {
+        wrong(format!("the picture ({kind}) cannot be decoded: {problem}; expected a PNG or JPEG"))
+    })?;
     if width as usize * height as usize > limits.pixels {
         let problem = format!("the picture has {width} x {height} pixels; expected at most {} in all", limits.pixels);
         return Err(ApiError { code: "image_too_large", ..wrong(problem) });
@@ -127,10 +130,13 @@ mod tests {
     #[test]
     fn texts_and_pictures_keep_their_order() {
         let parts = json!([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": data_url(8)}]);
-        let read = conversation(&json!([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]), LIMITS);
+        let read =
+            conversation(&json!([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]), LIMITS);
         let read = read.expect("read");
         assert_eq!((read[0].role.as_str(), read[1].role.as_str()), ("system", "user"));
-        assert!(matches!(&read[1].content, Content::Parts(parts) if matches!(parts[..], [Part::Text(_), Part::Image(_)])));
+        assert!(
+            matches!(&read[1].content, Content::Parts(parts) if matches!(parts[..], [Part::Text(_), Part::Image(_)]))
+        );
     }
 
     #[test]

@@ -198,10 +198,12 @@ impl Fields {
             return Err(ApiError::unknown_model(model, served));
         }
         let sampling = self.sampling(&defaults.0)?;
-        for (name, value) in [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        for (name, value) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
         {
             if value.is_some_and(|value| value != 0.0) {
-                let message = format!("{name} is {}; only 0 is supported, use repetition_penalty", value.unwrap_or(0.0));
+                let message =
+                    format!("{name} is {}; only 0 is supported, use repetition_penalty", value.unwrap_or(0.0));
                 return Err(ApiError::invalid(name, message));
             }
         }
@@ -259,7 +261,9 @@ impl Fields {
             // vLLM's way to say that it is off.
             Some(-1 | 0) => 0,
             Some(top_k) if top_k > 0 => top_k as usize,
-            Some(top_k) => return Err(ApiError::invalid("top_k", format!("top_k is {top_k}; expected at least 1, or -1"))),
+            Some(top_k) => {
+                return Err(ApiError::invalid("top_k", format!("top_k is {top_k}; expected at least 1, or -1")));
+            }
         };
         let sampling = Sampling {
             repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
@@ -283,7 +287,10 @@ fn stops(given: Option<OneOrMany>) -> Reply<Vec<String>> {
         Some(OneOrMany::Many(stops)) => stops,
     };
     if stops.len() > MOST_STOPS {
-        return Err(ApiError::invalid("stop", format!("stop has {} texts; expected at most {MOST_STOPS}", stops.len())));
+        return Err(ApiError::invalid(
+            "stop",
+            format!("stop has {} texts; expected at most {MOST_STOPS}", stops.len()),
+        ));
     }
     if stops.iter().any(String::is_empty) {
         return Err(ApiError::invalid("stop", "stop holds an empty text; expected texts of at least one character"));
@@ -307,7 +314,8 @@ mod tests {
 
     #[test]
     fn defaults_are_openais_and_unknown_fields_are_passed_over() {
-        let request = read(r#"{"model": "nano", "messages": [], "reasoning_effort": "low", "tools": []}"#).expect("read");
+        let request =
+            read(r#"{"model": "nano", "messages": [], "reasoning_effort": "low", "tools": []}"#).expect("read");
         assert_eq!((request.sampling.temperature, request.sampling.top_p, request.choices), (1.0, 1.0, 1));
         assert_eq!((request.max_tokens, request.stream, request.log_probs), (None, false, None));
     }

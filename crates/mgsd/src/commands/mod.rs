@@ -7,6 +7,7 @@ pub mod eval;
 pub mod merge;
 pub mod model;
 pub mod report;
+pub mod serve;
 pub mod tasks;
 pub mod train;
 
