@@ -195,7 +195,7 @@ fn nucleus(order: &mut [u32], mass: f64, heavier: impl Fn(&u32, &u32) -> std::cm
 /// the lower id comes first.
 pub(crate) fn likeliest(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
     let (_, highest) = argmax(logits);
-    let log_sum = sum_exp(logits, highest, 1.0).ln() as f32 + highest;
+    let log_sum = sum_exp(logits, highest, 1.0).ln() as f32;
     out.clear();
     for (id, &logit) in logits.iter().enumerate() {
         let full = out.len() >= count;
@@ -208,7 +208,7 @@ pub(crate) fn likeliest(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>)
         let place = out.partition_point(|kept| kept.1 >= logit);
         out.insert(place, (id as u32, logit));
     }
-    out.iter_mut().for_each(|kept| kept.1 -= log_sum);
+    out.iter_mut().for_each(|kept| kept.1 = kept.1 - highest - log_sum);
 }
 
 /// The first of the highest logits.

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 pub fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*name}", get(openai::model))
         .route("/v1/chat/completions", post(openai::completions))
         .merge(boards::routes())
         .layer(from_fn_with_state(Arc::clone(&app), app::gate));
@@ -61,7 +62,7 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = match matched.as_deref() {
         Some("/v1/chat/completions") => "chat",
-        Some("/v1/models") => "models",
+        Some(path) if path.starts_with("/v1/models") => "models",
         Some("/health") => "health",
         Some("/metrics") => "metrics",
         Some(path) if path.starts_with("/api/") => "boards",

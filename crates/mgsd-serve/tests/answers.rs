@@ -55,6 +55,8 @@ fn a_completion_is_what_the_model_says_without_a_server() {
     assert_eq!(answer["usage"]["completion_tokens"], expected.ids.len());
     assert_eq!(answer["usage"]["total_tokens"], prompt_tokens + expected.ids.len());
     assert_eq!(get(&server, "/v1/models").json()["data"][0]["id"], "nano");
+    assert_eq!(get(&server, "/v1/models/nano").json()["object"], "model");
+    assert_eq!(get(&server, "/v1/models/org/other").status, 404);
 }
 
 #[test]

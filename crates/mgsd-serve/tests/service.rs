@@ -21,18 +21,22 @@ fn what_does_not_fit_the_queue_is_refused_and_the_rest_is_served() {
     let mut options = options();
     options.capacity.slots = Some(1);
     options.capacity.queue = 1;
+    options.capacity.context = Some(4096);
     let server = start(&options);
-    let running = begin(&server, &long(900));
+    let running = begin(&server, &long(4000));
     wait_for(&server, "mgsd_active_answers", |active| active == 1.0);
     let waiting = begin(&server, &long(10));
     wait_for(&server, "mgsd_queue_length", |length| length == 1.0);
-    // As many may wait as the queue and the slots hold: one more, then no more.
-    let last = begin(&server, &long(10));
-    wait_for(&server, "mgsd_queue_length", |length| length == 2.0);
     let refused = chat(&server, &long(10));
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (429, &json!("queue_full")));
     assert!(refused.head.to_lowercase().contains("retry-after: 1"), "{}", refused.head);
-    assert_eq!([running, waiting, last].map(|call| call.response().status), [200, 200, 200]);
+    let mut many = long(10);
+    many["n"] = json!(3);
+    let never = chat(&server, &many);
+    assert_eq!((never.status, &never.json()["error"]["param"]), (400, &json!("n")), "three fit no queue of one");
+    assert_eq!([running, waiting].map(|call| call.response().status), [200, 200]);
+    many["n"] = json!(2);
+    assert_eq!(chat(&server, &many).json()["choices"].as_array().map(Vec::len), Some(2));
     assert_eq!((metric(&server, "mgsd_active_answers"), metric(&server, "mgsd_queue_length")), (0.0, 0.0));
 }
 

@@ -219,7 +219,16 @@ impl Engine {
         let count = job.requests.len();
         let waiting = &self.shared.metrics.waiting;
         let limit = self.capacity.queue;
-        let room = |now: usize| (now + count <= limit + self.info.slots).then_some(now + count);
+        if count > limit + self.info.slots {
+            let most = limit + self.info.slots;
+            return Err(ApiError::invalid(
+                "n",
+                format!("n is {count}; this server takes at most {most} answers at once"),
+            ));
+        }
+        // What waits while slots are free is about to begin, and counts against the slots.
+        let most = (limit + self.info.slots).saturating_sub(self.shared.metrics.active.load(Ordering::Relaxed));
+        let room = |now: usize| (now + count <= most).then_some(now + count);
         if waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
             return Err(ApiError::busy(format!("{limit} answers wait already; try again in a moment")));
         }

@@ -212,6 +212,8 @@ impl Worker {
                 metrics.answer_time.observe(answer.submitted.elapsed());
                 let end = if event.finish == Some(Finish::Stop) { &metrics.stopped } else { &metrics.cut };
                 end.fetch_add(1, Relaxed);
+                // Before the client hears of it, whose next request may find the slot free.
+                metrics.active.fetch_sub(1, Relaxed);
             }
             if event.finish.is_some() || answer.delivery == Delivery::Stream {
                 let tokens = std::mem::take(&mut answer.tokens);
@@ -226,7 +228,6 @@ impl Worker {
             if let Some((client, answer)) = self.active.remove(&number) {
                 self.tickets.remove(&answer.ticket);
                 self.queue.finished(&client);
-                self.shared.metrics.active.fetch_sub(1, Relaxed);
             }
         }
         abandoned.into_iter().for_each(|ticket| self.cancel(ticket));

@@ -11,24 +11,33 @@ use crate::engine::{Answers, Canceller, Client, Delivery, HeldPictures, Job, Tok
 use crate::reply::{ApiError, Reply};
 use crate::stream::{self, Frames};
 use axum::Json;
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use mgsd_model::generate::{self, Finish};
 use mgsd_model::processor::Prompt;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The one model that is served.
-pub async fn models(State(app): State<Arc<App>>) -> Response {
-    let model = json!({
+/// All models that are served: the one.
+pub async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [card(&app)]}))
+}
+
+/// One model by its name.
+pub async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Reply<Json<Value>> {
+    if name == app.name { Ok(Json(card(&app))) } else { Err(ApiError::unknown_model(&name, &app.name)) }
+}
+
+fn card(app: &App) -> Value {
+    json!({
         "id": app.name,
         "object": "model",
         "created": app.created,
         "owned_by": "mgsd",
         "max_model_len": app.engine.info.context,
-    });
-    Json(json!({"object": "list", "data": [model]})).into_response()
+    })
 }
 
 /// Answers a conversation.
@@ -215,10 +224,10 @@ impl Writer {
     }
 
     fn broken_off(&self) -> ApiError {
-        match self.app.engine.failure() {
-            Some(_) => self.app.engine.gone(),
-            None => ApiError::unavailable("the server is stopping and has given this answer up; try another server"),
+        if self.app.draining.load(Ordering::Relaxed) {
+            return ApiError::unavailable("the server is stopping and has given this answer up; try another one");
         }
+        self.app.engine.gone()
     }
 }
 

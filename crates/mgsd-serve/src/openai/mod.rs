@@ -7,7 +7,7 @@ mod prepare;
 mod request;
 mod text;
 
-pub use chat::{completions, models};
+pub use chat::{completions, model, models};
 pub use messages::{PictureLimits, conversation};
 pub use prepare::{check_prompt, held_bytes};
 pub use request::SamplingDefaults;
