@@ -63,35 +63,44 @@ function cross(x, y) {
 
 function statements(facts) {
   const places = new Map();
-  const out = [];
-  for (const { question, stated, right } of facts) {
-    if (stated.openings) out.push(...openings(stated.openings, right));
-    if (!stated.cells || !TAGS[question]) continue;
-    for (const [row, col] of stated.cells) out.push(...tagged(row, col, TAGS[question], right, places));
-  }
-  return out;
+  return facts.flatMap(({ question, stated, truth }) => {
+    if (stated.openings) return openings(stated.openings, truth.openings);
+    if (!stated.cells || !TAGS[question]) return [];
+    const among = (cells, cell) => cells.some((other) => String(other) === String(cell));
+    const said = stated.cells.map((cell) => [cell, among(truth.cells, cell) ? "" : " off"]);
+    // A single thing in the wrong cell says enough; of a list, what was left out shows too.
+    const left = question.endsWith("_position") ? [] : truth.cells.filter((cell) => !among(stated.cells, cell));
+    return [...said, ...left.map((cell) => [cell, " missed"])].flatMap(([cell, kind]) => tagged(cell, TAGS[question], kind, places));
+  });
 }
 
-function tagged(row, col, tag, right, places) {
-  const key = `${row} ${col}`;
-  const order = places.get(key) ?? 0;
-  places.set(key, order + 1);
-  const off = right ? "" : " off";
-  const [x, y] = [col + 0.05, row + 0.05 + order * 0.27];
-  const label = element("text", { class: "tag", x: x + 0.05, y: y + 0.19 });
-  label.textContent = tag;
+function tagged([row, col], tag, kind, places) {
+  const order = places.get(`${row} ${col}`) ?? 0;
+  places.set(`${row} ${col}`, order + 1);
+  const text = kind === " missed" ? `no ${tag}` : tag;
+  const [x, y] = [col + 0.05, row + 0.05 + order * 0.24];
+  const label = element("text", { class: "tag", x: x + 0.05, y: y + 0.165 });
+  label.textContent = text;
   return [
-    element("rect", { class: `stated${off}`, x: col + 0.05, y: row + 0.05, width: 0.9, height: 0.9 }),
-    element("rect", { class: `tag-back${off}`, x, y, width: 0.1 + tag.length * 0.115, height: 0.25 }),
+    element("rect", { class: `stated${kind}`, x: col + 0.05, y: row + 0.05, width: 0.9, height: 0.9 }),
+    element("rect", { class: `tag-back${kind}`, x, y, width: 0.1 + text.length * 0.093, height: 0.22 }),
     label,
   ];
 }
 
-function openings(cells, right) {
-  return cells.flatMap(({ cell: [row, col], open }) => open.map((direction) => {
-    const [x, y] = [col + 0.5, row + 0.5];
-    const [dx, dy] = POINTS[direction];
-    const line = { x1: x + dx * 0.3, y1: y + dy * 0.3, x2: x + dx * 0.8, y2: y + dy * 0.8 };
-    return element("line", { class: right ? "opening" : "opening off", ...line });
-  }));
+function openings(stated, truth) {
+  const truly = new Map(truth.map(({ cell, open }) => [String(cell), open]));
+  return stated.flatMap(({ cell, open }) => {
+    const real = truly.get(String(cell)) ?? [];
+    const said = open.map((direction) => line(cell, direction, real.includes(direction) ? "" : " off"));
+    const left = real.filter((direction) => !open.includes(direction));
+    return [...said, ...left.map((direction) => line(cell, direction, " missed"))];
+  });
+}
+
+function line([row, col], direction, kind) {
+  const [x, y] = [col + 0.5, row + 0.5];
+  const [dx, dy] = POINTS[direction];
+  const ends = { x1: x + dx * 0.5, y1: y + dy * 0.5, x2: x + dx * 0.86, y2: y + dy * 0.86 };
+  return element("line", { class: `opening${kind}`, ...ends });
 }

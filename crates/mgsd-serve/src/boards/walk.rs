@@ -27,12 +27,16 @@ pub fn walk(board: &Board, answer: &str) -> Value {
     })
 }
 
-/// What an answer states, question by question, and whether it is right; questions that it does not touch are left out.
+/// What an answer states, question by question, beside what is so; questions that it does not touch are left out.
 fn perception(board: &Board, answer: &str) -> Value {
     let right = perception::score(board, perception::statement(answer));
-    let said = perception::stated(board.task(), answer).into_iter();
-    said.filter_map(|(name, said)| Some(json!({"question": name, "stated": value(&said?), "right": right.get(name)})))
-        .collect()
+    let said = perception::stated(board.task(), answer);
+    let truth = perception::stated(board.task(), &perception::gold(board));
+    let both = said.into_iter().zip(truth);
+    both.filter_map(|((name, said), (_, truth))| {
+        Some(json!({"question": name, "stated": value(&said?), "truth": value(&truth?), "right": right.get(name)}))
+    })
+    .collect()
 }
 
 fn value(said: &Stated) -> Value {
@@ -62,7 +66,8 @@ mod tests {
         assert_eq!(seen["score"]["invalid_reason"], "fell_into_hole");
         assert_eq!(seen["score"]["path"], json!([[0, 0], [1, 0]]));
         let holes = &seen["perception"][3];
-        assert_eq!(holes, &json!({"question": "h_positions", "stated": {"cells": [[0, 1]]}, "right": false}));
+        let (said, truth) = (json!({"cells": [[0, 1]]}), json!({"cells": [[1, 0]]}));
+        assert_eq!(holes, &json!({"question": "h_positions", "stated": said, "truth": truth, "right": false}));
         assert_eq!(seen["perception"][2]["right"], true);
     }
 }
