@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::linear::Adapter;
 use crate::model::{Activations, Keep, Qwen3Vl};
 use crate::processor::Prompt;
-use crate::sampling::{Sampler, Sampling};
+use crate::sampling::{Sampler, Sampling, likeliest};
 use crate::text::Pass;
 
 /// What is to be generated.
@@ -67,7 +67,7 @@ impl Completion {
 
 /// One new token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Event {
+pub struct Event<'a> {
     /// Which request: its index in [`Generator::generate`], or what [`Generator::submit`] returned.
     pub request: usize,
     /// The token.
@@ -76,6 +76,9 @@ pub struct Event {
     pub log_prob: f32,
     /// Set on the last token of a response.
     pub finish: Option<Finish>,
+    /// The likeliest tokens at this place with their log-probabilities, likeliest first; as many as were asked for in
+    /// [`Generator::submit_with_top`].
+    pub top: &'a [(u32, f32)],
 }
 
 /// A request in its slot.
@@ -91,6 +94,8 @@ struct Active {
     produced: usize,
     last: (u32, f32),
     finish: Option<Finish>,
+    top_count: usize,
+    top: Vec<(u32, f32)>,
 }
 
 /// Prompt tokens that are run in one pass; a longer prompt is run alone.
@@ -102,7 +107,7 @@ pub struct Generator {
     slots: usize,
     capacity: usize,
     caches: Vec<KvCache>,
-    waiting: VecDeque<(usize, Request)>,
+    waiting: VecDeque<(usize, Request, usize)>,
     active: Vec<Active>,
     free: Vec<u32>,
     next_id: usize,
@@ -130,7 +135,8 @@ struct Chooser {
 impl Chooser {
     /// Picks a token for each request, whose logits are the first rows in order.
     fn choose(&mut self, active: &mut [Active], logits: &Tensor, capacity: usize) {
-        if !logits.device().is_cpu() && active.iter().all(|active| active.sampler.fits_a_gpu()) {
+        let fits = |active: &Active| active.sampler.fits_a_gpu() && active.top_count == 0;
+        if !logits.device().is_cpu() && active.iter().all(fits) {
             self.choices.clear();
             self.choices.extend(active.iter_mut().map(|active| active.sampler.choice()));
             sample::sample(&mut self.tokens, &mut self.log_probs, logits, &self.choices);
@@ -143,7 +149,12 @@ impl Chooser {
             logits.read_rows(0, active.len(), &mut self.host_logits);
             let chosen = active.par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
             let chosen = chosen.with_min_len((1 << 14) / vocab + 1);
-            chosen.for_each(|(active, logits)| active.last = active.sampler.pick(logits));
+            chosen.for_each(|(active, logits)| {
+                active.last = active.sampler.pick(logits);
+                if active.top_count > 0 {
+                    likeliest(logits, active.top_count, &mut active.top);
+                }
+            });
         }
         for active in active {
             active.produced += 1;
@@ -210,6 +221,11 @@ impl Generator {
 
     /// Queues a request for [`step`](Self::step); returns its number.
     pub fn submit(&mut self, request: Request) -> Result<usize> {
+        self.submit_with_top(request, 0)
+    }
+
+    /// [`submit`](Self::submit), with the `top_count` likeliest tokens of each place in [`Event::top`].
+    pub fn submit_with_top(&mut self, request: Request, top_count: usize) -> Result<usize> {
         if let Some(problem) = request.sampling.problem() {
             return Err(Error::Model(format!("sampling: {problem}")));
         }
@@ -225,14 +241,14 @@ impl Generator {
         }
         let id = self.next_id;
         self.next_id += 1;
-        self.waiting.push_back((id, request));
+        self.waiting.push_back((id, request, top_count));
         Ok(id)
     }
 
     /// Withdraws a request; returns whether it was still waiting or under way.
     pub fn cancel(&mut self, id: usize) -> bool {
         let before = self.waiting.len() + self.active.len();
-        self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.waiting.retain(|(waiting, ..)| *waiting != id);
         let free = &mut self.free;
         self.active.retain(|active| {
             if active.id == id {
@@ -305,13 +321,13 @@ impl Generator {
         self.slot_of.clear();
         self.place_of.clear();
         let first = self.active.len();
-        while let Some((_, request)) = self.waiting.front() {
+        while let Some((_, request, _)) = self.waiting.front() {
             let length = request.prompt.ids.len();
             let full = self.batch.tokens() > 0 && self.batch.tokens() + length > PREFILL_TOKENS;
             if full || self.free.is_empty() {
                 break;
             }
-            let Some((id, request)) = self.waiting.pop_front() else { break };
+            let Some((id, request, top_count)) = self.waiting.pop_front() else { break };
             self.batch.push(&request.prompt)?;
             let Some(slot) = self.free.pop() else { break };
             self.slot_of.extend(std::iter::repeat_n(slot, length));
@@ -329,6 +345,8 @@ impl Generator {
                 produced: 0,
                 last: (0, 0.0),
                 finish: None,
+                top_count,
+                top: Vec::new(),
             });
         }
         let pass = Pass::Prefill {
@@ -362,7 +380,7 @@ impl Generator {
     fn tell(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
         for active in &self.active[first..] {
             let (token, log_prob) = active.last;
-            on_token(Event { request: active.id, token, log_prob, finish: active.finish });
+            on_token(Event { request: active.id, token, log_prob, finish: active.finish, top: &active.top });
         }
         let free = &mut self.free;
         self.active.retain(|active| {

@@ -204,6 +204,26 @@ fn nucleus(order: &mut [u32], mass: f64, heavier: impl Fn(&u32, &u32) -> std::cm
     }
 }
 
+/// The `count` likeliest tokens with their log-probabilities under the unchanged logits, likeliest first; among equals
+/// the lower id comes first.
+pub(crate) fn likeliest(logits: &[f32], count: usize, out: &mut Vec<(u32, f32)>) {
+    let (_, highest) = argmax(logits);
+    let log_sum = sum_exp(logits, highest, 1.0).ln() as f32;
+    out.clear();
+    for (id, &logit) in logits.iter().enumerate() {
+        let full = out.len() >= count;
+        if full && out.last().is_none_or(|last| logit <= last.1) {
+            continue;
+        }
+        if full {
+            out.pop();
+        }
+        let place = out.partition_point(|kept| kept.1 >= logit);
+        out.insert(place, (id as u32, logit));
+    }
+    out.iter_mut().for_each(|kept| kept.1 = kept.1 - highest - log_sum);
+}
+
 /// The first of the highest logits.
 fn argmax(logits: &[f32]) -> (u32, f32) {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -314,6 +334,20 @@ mod tests {
             let (token, log_prob) = Sampler::new(settings, &[3], 20).pick(&LOGITS);
             assert!((f64::from(log_prob) - exact[token as usize].ln()).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn the_likeliest_tokens_come_in_order_with_the_unchanged_log_probabilities() {
+        let exact = probabilities(&LOGITS, 1.0);
+        let mut top = Vec::new();
+        likeliest(&LOGITS, 4, &mut top);
+        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 10, 19, 3]);
+        for (id, log_prob) in top {
+            assert!((f64::from(log_prob) - exact[id as usize].ln()).abs() < 1e-6);
+        }
+        let mut top = vec![(9, 0.0)];
+        likeliest(&[1.0, 2.0, 2.0], 8, &mut top);
+        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2, 0]);
     }
 
     #[test]

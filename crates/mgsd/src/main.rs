@@ -41,6 +41,7 @@ enum Command {
     #[command(subcommand)]
     Eval(commands::eval::Command),
     Report(commands::report::Args),
+    Serve(commands::serve::Args),
     Bench(commands::bench::Args),
 }
 
@@ -82,6 +83,7 @@ fn run(command: Command, console: &console::Console) -> anyhow::Result<()> {
         Command::Merge(args) => commands::merge::run(&args, console),
         Command::Eval(command) => commands::eval::run(command, console),
         Command::Report(args) => commands::report::run(&args, console),
+        Command::Serve(args) => commands::serve::run(&args, console),
         Command::Bench(args) => commands::bench::run(&args, console),
     }
 }

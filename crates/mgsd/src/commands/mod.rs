@@ -8,6 +8,7 @@ pub mod launch;
 pub mod merge;
 pub mod model;
 pub mod report;
+pub mod serve;
 pub mod tasks;
 pub mod train;
 

@@ -3,7 +3,7 @@
 //! Every phase is the one behind a command of its own: what happens here can be done step by step by hand.
 
 mod boards;
-mod embedded;
+pub mod embedded;
 mod measure;
 
 use crate::console::Console;
