@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use mgsd_compute::cuda::Group;
 use mgsd_compute::ops::adamw::{self, AdamW, Update};
 use mgsd_compute::ops::loss::{self, Divergence, Grads, Teacher, TokenStats};
 use mgsd_compute::ops::rows;
@@ -133,6 +134,45 @@ struct Work {
     stats: TokenStats,
     moments: Vec<(Tensor, Tensor, Option<Tensor>)>,
     steps: u64,
+    /// Owner of each trained parameter's moments, with several processes that share them out.
+    owners: Vec<usize>,
+}
+
+/// What the figures are measured with.
+pub struct Setting<'a> {
+    /// The GPU.
+    pub device: Device,
+    /// The published size.
+    pub size: Size,
+    /// Timed runs.
+    pub runs: usize,
+    /// The processes that train together, each on a batch of its own.
+    pub group: Option<&'a Group>,
+    /// Whether they share out the optimiser's state.
+    pub shard: bool,
+}
+
+impl Setting<'_> {
+    fn processes(&self) -> usize {
+        self.group.map_or(1, Group::size)
+    }
+
+    /// After a step on each process's own batch: all gradients, one update.
+    fn update(&self, work: &mut Work) {
+        let Some(group) = self.group else { return work.update(None) };
+        let owners = std::mem::take(&mut work.owners);
+        let grads = work.model.parameters_mut().into_iter().filter_map(|p| p.grad.as_mut());
+        if self.shard {
+            group.reduce(grads.zip(owners.iter().copied()));
+            work.update(Some((&owners, group.rank())));
+            let values = work.model.parameters_mut().into_iter().filter(|p| p.is_trainable()).map(|p| &mut p.value);
+            group.broadcast(values.zip(owners.iter().copied()));
+        } else {
+            group.all_reduce(grads);
+            work.update(None);
+        }
+        work.owners = owners;
+    }
 }
 
 impl Work {
@@ -151,14 +191,40 @@ impl Work {
         let acts = Activations::new(&model.config);
         let [hidden, d_rows, d_all] = [(); 3].map(|()| Tensor::empty());
         let (stats, moments) = (TokenStats::default(), Vec::new());
-        Ok(Self { model, batch, acts, rows, targets, weights, hidden, d_rows, d_all, stats, moments, steps: 0 })
+        Ok(Self {
+            model,
+            batch,
+            acts,
+            rows,
+            targets,
+            weights,
+            hidden,
+            d_rows,
+            d_all,
+            stats,
+            moments,
+            steps: 0,
+            owners: Vec::new(),
+        })
     }
 
-    fn train(&mut self, parts: Parts) {
+    fn train(&mut self, parts: Parts, setting: &Setting) {
         self.model.set_trainable(parts);
         let trained = self.model.parameters().into_iter().filter(|p| p.is_trainable());
+        let processes = setting.processes();
+        let mut loads = vec![0; processes];
         let zeros = |v: &Tensor| Tensor::zeros_on(v.device(), Dtype::F32, v.rows(), v.cols());
-        self.moments = trained.map(|p| (zeros(&p.value), zeros(&p.value), adamw::rest_of(&p.value))).collect();
+        for parameter in trained {
+            let owner = (0..processes).min_by_key(|&rank| loads[rank]).unwrap_or(0);
+            loads[owner] += parameter.count();
+            self.owners.push(owner);
+            let mine = !setting.shard || setting.group.is_none_or(|group| group.rank() == owner);
+            let value = &parameter.value;
+            self.moments.push(match mine {
+                true => (zeros(value), zeros(value), adamw::rest_of(value)),
+                false => (Tensor::empty(), Tensor::empty(), None),
+            });
+        }
     }
 
     /// Log-probabilities of the targets.
@@ -185,15 +251,20 @@ impl Work {
         self.model.backward(&self.batch, &mut self.acts, &self.d_all);
     }
 
-    fn update(&mut self) {
+    /// AdamW on all trained parameters, or on those that this process owns.
+    fn update(&mut self, owned: Option<(&[usize], usize)>) {
         self.steps += 1;
-        let norm = adamw::sum_of_squares(self.model.parameters().into_iter().filter_map(|p| p.grad.as_ref())).sqrt();
+        let mine = |index: usize| owned.is_none_or(|(owners, rank)| owners[index] == rank);
+        let grads = self.model.parameters().into_iter().filter_map(|p| p.grad.as_ref()).enumerate();
+        let norm = adamw::sum_of_squares(grads.filter(|(index, _)| mine(*index)).map(|(_, grad)| grad)).sqrt();
         let scale = (1.0 / (norm + 1e-6)).min(1.0) as f32;
         let settings = AdamW { learning_rate: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         let trained = self.model.parameters_mut().into_iter().filter(|p| p.is_trainable());
         let mut updates: Vec<Update> = trained
             .zip(&mut self.moments)
-            .filter_map(|(parameter, (first_moment, second_moment, rest))| {
+            .enumerate()
+            .filter(|(index, _)| mine(*index))
+            .filter_map(|(_, (parameter, (first_moment, second_moment, rest)))| {
                 let (grad, param) = (parameter.grad.as_ref()?, &mut parameter.value);
                 Some(Update { param, rest: rest.as_mut(), grad, first_moment, second_moment })
             })
@@ -236,7 +307,9 @@ fn lora() -> LoraConfig {
 }
 
 /// Every figure asked for; `what` as in `mgsd bench gpu --what`.
-pub fn run(device: Device, size: Size, what: &[String], runs: usize, say: &mut dyn FnMut(Figure)) -> Result<()> {
+pub fn run(setting: &Setting, what: &[String], say: &mut dyn FnMut(Figure)) -> Result<()> {
+    let &Setting { device, size, runs, .. } = setting;
+    let processes = setting.processes() as f64;
     if device.is_cpu() {
         return Err(Error::Model("bench gpu needs a GPU; use --device cuda".into()));
     }
@@ -244,7 +317,7 @@ pub fn run(device: Device, size: Size, what: &[String], runs: usize, say: &mut d
     for what in what {
         match what.as_str() {
             "matmul" => matmul(device, runs, say),
-            "stack" => stack(device, runs, say)?,
+            "stack" => stack(setting, say)?,
             "logp" => {
                 let model = Qwen3Vl::init_on(&size.config(), device, Dtype::Bf16, 0);
                 let prompts = prompts(&model.config, 8, 768, true);
@@ -258,13 +331,14 @@ pub fn run(device: Device, size: Size, what: &[String], runs: usize, say: &mut d
                 model.add_lora(&lora(), 0)?;
                 let prompts = prompts(&model.config, 8, 512, true);
                 let mut work = Work::new(model, &prompts, 256)?;
-                work.train(Parts::LORA);
-                let parts = [median(device, runs, || work.gradients()), median(device, runs, || work.update())];
+                work.train(Parts::LORA, setting);
+                let parts =
+                    [median(device, runs, || work.gradients()), median(device, runs, || setting.update(&mut work))];
                 let seconds = median(device, runs, || {
                     work.gradients();
-                    work.update();
+                    setting.update(&mut work);
                 });
-                say((format!("{name}.sft_lora.b8x512"), 8.0 * 512.0 / seconds, "tokens/s"));
+                say((format!("{name}.sft_lora.b8x512"), processes * 8.0 * 512.0 / seconds, "tokens/s"));
                 say((format!("{name}.sft_lora.gradients"), parts[0] * 1e3, "ms"));
                 say((format!("{name}.sft_lora.update"), parts[1] * 1e3, "ms"));
                 say((format!("{name}.sft_lora.memory"), used(device), "GiB"));
@@ -273,19 +347,20 @@ pub fn run(device: Device, size: Size, what: &[String], runs: usize, say: &mut d
                 let model = Qwen3Vl::init_on(&size.config(), device, Dtype::Bf16, 0);
                 let prompts = prompts(&model.config, 8, 768, true);
                 let mut work = Work::new(model, &prompts, 257)?;
-                work.train(Parts::ALL);
-                let parts = [median(device, runs, || work.gradients()), median(device, runs, || work.update())];
+                work.train(Parts::ALL, setting);
+                let parts =
+                    [median(device, runs, || work.gradients()), median(device, runs, || setting.update(&mut work))];
                 let seconds = median(device, runs, || {
                     work.gradients();
-                    work.update();
+                    setting.update(&mut work);
                 });
-                say((format!("{name}.full.b8x768"), 8.0 * 768.0 / seconds, "tokens/s"));
+                say((format!("{name}.full.b8x768"), processes * 8.0 * 768.0 / seconds, "tokens/s"));
                 say((format!("{name}.full.gradients"), parts[0] * 1e3, "ms"));
                 say((format!("{name}.full.update"), parts[1] * 1e3, "ms"));
                 say((format!("{name}.full.memory"), used(device), "GiB"));
             }
             "gen" => generation(device, size, runs, say)?,
-            "opcd" => opcd(device, size, runs, say)?,
+            "opcd" => opcd(setting, say)?,
             other => {
                 let known = "matmul, stack, logp, sft, full, gen, opcd";
                 return Err(Error::Model(format!("bench gpu: unknown part {other:?}; expected one of {known}")));
@@ -312,7 +387,8 @@ fn matmul(device: Device, runs: usize, say: &mut dyn FnMut(Figure)) {
 }
 
 /// Four layers of the 4B decoder on 4 x 1,024 tokens, forward and backward; the loss is the peer's (mean square).
-fn stack(device: Device, runs: usize, say: &mut dyn FnMut(Figure)) -> Result<()> {
+fn stack(setting: &Setting, say: &mut dyn FnMut(Figure)) -> Result<()> {
+    let &Setting { device, runs, .. } = setting;
     for adapter in [false, true] {
         let mut model = Qwen3Vl::init_on(&stack_config(), device, Dtype::Bf16, 0);
         let parts = match adapter {
@@ -325,7 +401,7 @@ fn stack(device: Device, runs: usize, say: &mut dyn FnMut(Figure)) -> Result<()>
         };
         let prompts = prompts(&model.config, 4, 1024, false);
         let mut work = Work::new(model, &prompts, 1024)?;
-        work.train(parts);
+        work.train(parts, setting);
         let slope = Tensor::random_on(device, Dtype::Bf16, 4096, 2560, 1e-6, 3);
         let seconds = median(device, runs, || {
             work.model.zero_grad();
@@ -380,7 +456,8 @@ fn requests(prompts: &[Arc<Prompt>], new_tokens: usize) -> Vec<Request> {
 
 /// One step of on-policy distillation with an adapter: 32 boards, one rollout of 128 tokens each, the base scores them,
 /// one update. Student prompts have 512 tokens with a picture, teacher prompts 512 of text.
-fn opcd(device: Device, size: Size, runs: usize, say: &mut dyn FnMut(Figure)) -> Result<()> {
+fn opcd(setting: &Setting, say: &mut dyn FnMut(Figure)) -> Result<()> {
+    let &Setting { device, size, runs, .. } = setting;
     const BOARDS: usize = 32;
     const NEW: usize = 128;
     const MICRO: usize = 8;
@@ -392,7 +469,7 @@ fn opcd(device: Device, size: Size, runs: usize, say: &mut dyn FnMut(Figure)) ->
     let mut generator = Generator::new(&model.config, BOARDS);
     let requests = requests(&student, NEW);
     let mut work = Work::new(model, &student[..1], 511)?;
-    work.train(Parts::LORA);
+    work.train(Parts::LORA, setting);
     let mut their_hidden = Tensor::empty();
     let mut their_log_probs = Vec::new();
     let mut parts = [0.0; 3];
@@ -439,7 +516,7 @@ fn opcd(device: Device, size: Size, runs: usize, say: &mut dyn FnMut(Figure)) ->
             loss::distill(stats, &mut their_log_probs, kind, &work.hidden, head, &teacher, targets, weights, grads);
             work.back();
         }
-        work.update();
+        setting.update(&mut work);
         device.synchronize();
         parts = [(rolled - started).as_secs_f64(), scoring, rolled.elapsed().as_secs_f64() - scoring];
     });

@@ -81,6 +81,11 @@ impl World {
         Ok(Self { group: Some(Arc::new(group)) })
     }
 
+    /// The other processes, if there are any.
+    pub fn group(&self) -> Option<&Group> {
+        self.group.as_deref()
+    }
+
     /// This process, counted from 0.
     pub fn rank(&self) -> usize {
         self.group.as_ref().map_or(0, |group| group.rank())

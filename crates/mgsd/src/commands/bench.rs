@@ -3,6 +3,7 @@
 use crate::console::Console;
 use clap::ValueEnum;
 use mgsd_model::bench_gpu;
+use mgsd_train::world::{Place, World};
 
 /// Measure speed; each line is NAME VALUE UNIT.
 ///
@@ -14,9 +15,11 @@ pub struct Args {
     /// Runs of which the median is taken.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// The GPU, for `gpu`.
-    #[arg(long, default_value = "cuda")]
-    device: String,
+    #[command(flatten)]
+    device: super::Device,
+    /// With several processes (`mgsd launch`), share out the optimiser's state, for `gpu`.
+    #[arg(long)]
+    shard: bool,
     /// The published size, for `gpu`.
     #[arg(long, value_enum, default_value = "4b")]
     size: Size,
@@ -51,15 +54,21 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let say = |(name, value, unit): &(String, f64, &str)| console.say(format_args!("{name} {value:.1} {unit}"));
     let figures: Vec<(String, f64, &str)> = match args.name {
         Name::Gpu => {
-            let device = mgsd_compute::Device::parse(&args.device).map_err(anyhow::Error::msg)?;
+            let place = Place::from_environment(|name| std::env::var(name).ok())?;
+            let device = args.device.open_as(place.map(|place| place.local))?;
+            let world = World::join(place, device)?;
             let size = match args.size {
                 Size::B4 => bench_gpu::Size::B4,
                 Size::B8 => bench_gpu::Size::B8,
             };
             let mut figures = Vec::new();
-            bench_gpu::run(device, size, &args.what, args.repeats, &mut |figure| {
-                say(&figure);
-                figures.push(figure);
+            let (runs, shard) = (args.repeats, args.shard);
+            let setting = bench_gpu::Setting { device, size, runs, group: world.group(), shard };
+            bench_gpu::run(&setting, &args.what, &mut |figure| {
+                if world.writes() {
+                    say(&figure);
+                    figures.push(figure);
+                }
             })?;
             figures
         }

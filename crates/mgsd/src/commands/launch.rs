@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-/// Start a command once for each GPU of this machine; the processes share the work (training only).
+/// Start a command once for each GPU of this machine; the processes share the work (train and bench gpu).
 ///
 /// Example: mgsd launch --gpus 2 train sft recipes/sft-qwen3-vl-4b.toml
 #[derive(clap::Args)]
@@ -22,8 +22,8 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     anyhow::ensure!(args.gpus > 0, "--gpus is 0, expected at least 1");
     anyhow::ensure!(
-        args.command.first().is_some_and(|name| name == "train"),
-        "{:?} cannot be shared by several processes; expected train",
+        args.command.first().is_some_and(|name| name == "train" || name == "bench"),
+        "{:?} cannot be shared by several processes; expected train or bench gpu",
         args.command.first().map_or("", String::as_str)
     );
     let there = mgsd_compute::cuda::Cuda::count().map_err(anyhow::Error::msg)?;
