@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::gelu::{self, Gelu};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
+use mgsd_compute::ops::linear::{LowRank, few};
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads, Teacher, TokenStats};
 use mgsd_compute::ops::{adamw, embedding, interpolate, layer_norm, linear, rms_norm, rope, rows, swiglu};
 use mgsd_compute::{Device, Dtype, Tensor, Write};
@@ -132,6 +133,73 @@ fn norms() {
             }
         }
     }
+}
+
+#[test]
+fn layers_of_few_rows() {
+    let Some(device) = gpu("layers_of_few_rows") else { return };
+    let mut n = Numbers(20);
+    for case in Case::both(device) {
+        // Rows that are whole and not, a cluster and a single block, more outputs than one round takes, half a tile, and
+        // what is left to the library: more than 32 rows, a width that is no multiple of 64.
+        for (rows, width, outputs) in [
+            (1, 64, vec![8]),
+            (5, 2560, vec![512, 128, 128]),
+            (8, 192, vec![24, 40, 16]),
+            (13, 9728, vec![256]),
+            (32, 2560, vec![1024, 256, 256]),
+            (32, 128, vec![30_000]),
+            (40, 256, vec![64, 64, 64]),
+            (7, 72, vec![32, 16]),
+        ] {
+            for rank in [0, 8, 24] {
+                few_case(case, &mut n, (rows, width, rank), &outputs);
+            }
+        }
+    }
+}
+
+fn few_case(case: Case, n: &mut Numbers, (rows, width, rank): (usize, usize, usize), outputs: &[usize]) {
+    let near = |what: &str, cpu: &Tensor, gpu: &Tensor| {
+        // Input and norm are rounded together or apart, `low` is rounded, then the result.
+        case.near(&format!("{what} [{rows}, {width}] rank {rank}"), cpu, gpu, 1e-5, 1e-2);
+    };
+    let (x, xg) = case.pair(n.tensor(rows, width, 2.0));
+    let (scale, scale_g) = case.exact(n.tensor(1, width, 1.0));
+    let size = (width as f32).powf(-0.5);
+    let weights: Vec<_> = outputs.iter().map(|&outputs| case.pair(n.tensor(outputs, width, size))).collect();
+    let a: Vec<_> = outputs.iter().map(|_| case.pair(n.tensor(rank.max(8), width, size))).collect();
+    let b: Vec<_> = outputs.iter().map(|&outputs| case.pair(n.tensor(outputs, rank.max(8), 0.3))).collect();
+    let adapter = |a, b| (rank > 0).then_some(LowRank { a, b, scale: 2.0 });
+    let layer =
+        |index: usize| few::Layer { weight: &weights[index].0, bias: None, adapter: adapter(&a[index].0, &b[index].0) };
+    let layer_g =
+        |index: usize| few::Layer { weight: &weights[index].1, bias: None, adapter: adapter(&a[index].1, &b[index].1) };
+    let (norm, norm_g) = (few::Norm { weight: &scale, eps: 1e-6 }, few::Norm { weight: &scale_g, eps: 1e-6 });
+    let mut scratch = [few::Scratch::new(), few::Scratch::new()];
+    let [on_cpu, on_gpu] = &mut scratch;
+    let layers: Vec<_> = (0..outputs.len()).map(layer).collect();
+    let layers_g: Vec<_> = (0..outputs.len()).map(layer_g).collect();
+    let empty = || -> Vec<Tensor> { outputs.iter().map(|_| Tensor::empty()).collect() };
+    let (mut y, mut yg, mut again) = (empty(), empty(), empty());
+    for (norm, norm_g) in [(None, None), (Some(norm), Some(norm_g))] {
+        few::project(&mut y.iter_mut().collect::<Vec<_>>(), &x, norm, &layers, on_cpu);
+        few::project(&mut yg.iter_mut().collect::<Vec<_>>(), &xg, norm_g, &layers_g, on_gpu);
+        few::project(&mut again.iter_mut().collect::<Vec<_>>(), &xg, norm_g, &layers_g, on_gpu);
+        for ((y, yg), again) in y.iter().zip(&yg).zip(&again) {
+            near("project", y, yg);
+            assert_eq!(yg.to_vec(), again.to_vec(), "the same bits every time");
+        }
+        let (mut gated, mut gated_g) = (Tensor::empty(), Tensor::empty());
+        few::gate_up(&mut gated, &x, norm, layer(0), layer(0), on_cpu);
+        few::gate_up(&mut gated_g, &xg, norm_g, layer_g(0), layer_g(0), on_gpu);
+        near("gate_up", &gated, &gated_g);
+    }
+    let (base, base_g) = case.pair(n.tensor(rows, outputs[0], 1.0));
+    let (mut sum, mut sum_g) = (Tensor::empty(), Tensor::empty());
+    few::project_add(&mut sum, &base, &x, layer(0), on_cpu);
+    few::project_add(&mut sum_g, &base_g, &xg, layer_g(0), on_gpu);
+    near("project_add", &sum, &sum_g);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A linear layer, with or without bias, with or without a low-rank adapter beside it.
 
-use mgsd_compute::ops::linear;
+use mgsd_compute::ops::linear::{self, LowRank, few};
 use mgsd_compute::{Tensor, Write};
 
 use crate::lora::Lora;
@@ -55,6 +55,16 @@ impl Linear {
         if let Some(lora) = self.lora.as_ref().filter(|_| adapter == Adapter::On) {
             linear::forward(low, x, &lora.a.value, None, 1.0, Write::Set);
             linear::forward(out, low, &lora.b.value, None, lora.scale, Write::Add);
+        }
+    }
+
+    /// As the operations for few rows want it.
+    pub fn few(&self, adapter: Adapter) -> few::Layer<'_> {
+        let lora = self.lora.as_ref().filter(|_| adapter == Adapter::On);
+        few::Layer {
+            weight: &self.weight.value,
+            bias: self.bias.as_ref().map(|b| &b.value),
+            adapter: lora.map(|lora| LowRank { a: &lora.a.value, b: &lora.b.value, scale: lora.scale }),
         }
     }
 

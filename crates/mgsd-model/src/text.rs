@@ -5,6 +5,7 @@
 
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
+use mgsd_compute::ops::linear::few;
 use mgsd_compute::ops::{embedding, rms_norm, rows, swiglu};
 use mgsd_compute::{Device, Tensor, Write};
 
@@ -131,6 +132,8 @@ pub(crate) struct TextActivations {
     recompute: Recompute,
     /// After the final norm.
     pub normed: Tensor,
+    /// What steps of few rows have in between.
+    few: few::Scratch,
     descent: Descent,
 }
 
@@ -150,9 +153,6 @@ struct Common<'a> {
     sin: &'a Tensor,
     eps: f32,
     adapter: Adapter,
-    /// Where layers that do not depend on each other may run side by side: on a GPU that has few rows to work on. On the
-    /// CPU this means one after another.
-    device: Device,
 }
 
 /// The tokens of a pass.
@@ -206,6 +206,7 @@ impl TextActivations {
             chosen: None,
             recompute: Recompute::Nothing,
             normed: Tensor::empty(),
+            few: few::Scratch::new(),
             descent: Descent {
                 stream: Tensor::empty(),
                 norm: Tensor::empty(),
@@ -253,11 +254,34 @@ impl TextLayer {
         let Common { eps, adapter, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
         let [low_q, low_k, low_v, ..] = &mut a.low;
-        common.device.together(&mut [
-            &mut || self.q.forward(&mut a.q_raw, &c.attn_in, low_q, Write::Set, adapter),
-            &mut || self.k.forward(&mut a.k_raw, &c.attn_in, low_k, Write::Set, adapter),
-            &mut || self.v.forward(&mut a.v, &c.attn_in, low_v, Write::Set, adapter),
-        ]);
+        self.q.forward(&mut a.q_raw, &c.attn_in, low_q, Write::Set, adapter);
+        self.k.forward(&mut a.k_raw, &c.attn_in, low_k, Write::Set, adapter);
+        self.v.forward(&mut a.v, &c.attn_in, low_v, Write::Set, adapter);
+    }
+
+    /// [`project`](Self::project) of a decoding step, which keeps nothing for a pass back.
+    fn project_few(&self, a: &mut LayerActivations, x: &Tensor, scratch: &mut few::Scratch, common: &Common) {
+        let Common { eps, adapter, .. } = *common;
+        let norm = few::Norm { weight: &self.input_norm.value, eps };
+        let layers = [&self.q, &self.k, &self.v].map(|layer| layer.few(adapter));
+        few::project(&mut [&mut a.q_raw, &mut a.k_raw, &mut a.v], x, Some(norm), &layers, scratch);
+    }
+
+    /// [`finish`](Self::finish) of a decoding step.
+    fn finish_few(
+        &self,
+        a: &mut LayerActivations,
+        c: &mut CheapActivations,
+        x: &Tensor,
+        out: &mut Tensor,
+        scratch: &mut few::Scratch,
+        common: &Common,
+    ) {
+        let Common { eps, adapter, .. } = *common;
+        let norm = few::Norm { weight: &self.post_norm.value, eps };
+        few::project_add(&mut a.mid, x, &a.attended, self.o.few(adapter), scratch);
+        few::gate_up(&mut c.gated, &a.mid, Some(norm), self.gate.few(adapter), self.up.few(adapter), scratch);
+        few::project_add(out, &a.mid, &c.gated, self.down.few(adapter), scratch);
     }
 
     fn head_norm<'a>(&'a self, common: &Common<'a>) -> HeadNorm<'a> {
@@ -278,10 +302,8 @@ impl TextLayer {
         self.o.forward_onto(&mut a.mid, x, &a.attended, &mut a.low[3], adapter);
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
         let [.., low_gate, low_up, _] = &mut a.low;
-        common.device.together(&mut [
-            &mut || self.gate.forward(&mut a.gate, &c.mlp_in, low_gate, Write::Set, adapter),
-            &mut || self.up.forward(&mut a.up, &c.mlp_in, low_up, Write::Set, adapter),
-        ]);
+        self.gate.forward(&mut a.gate, &c.mlp_in, low_gate, Write::Set, adapter);
+        self.up.forward(&mut a.up, &c.mlp_in, low_up, Write::Set, adapter);
         swiglu::forward(&mut c.gated, &a.gate, &a.up);
         self.down.forward_onto(out, &a.mid, &c.gated, &mut a.low[6], adapter);
     }
@@ -477,7 +499,7 @@ impl TextDecoder {
         if !input.prepared {
             acts.turn(device, input.positions);
         }
-        let TextActivations { cos, sin, streams, layers, cheap, normed, .. } = acts;
+        let TextActivations { cos, sin, streams, layers, cheap, normed, few: scratch, .. } = acts;
         embedding::forward(&mut streams[0], input.ids, &self.embeddings.value);
         if let Some((rows, features)) = input.features {
             rows::scatter(&mut streams[0], &features.merged, rows, Write::Set);
@@ -488,12 +510,14 @@ impl TextDecoder {
             observe(Tap::Embedded, &streams[0]);
         }
         let few = matches!(pass, Pass::Decode { .. });
-        let device = if few { device } else { Device::Cpu };
-        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter, device };
+        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter };
         for (index, layer) in self.layers.iter().enumerate() {
             let (a, c) = places(layers, cheap, index, keep);
             let (x, out) = neighbours(streams, index, keep);
-            layer.project(a, c, x, &common);
+            match few {
+                true => layer.project_few(a, x, scratch, &common),
+                false => layer.project(a, c, x, &common),
+            }
             self.attend(a, c, index, &mut pass, &common);
             if let Some(observe) = &mut observer {
                 // Between norm and rotation, where an ordinary pass keeps nothing.
@@ -503,7 +527,10 @@ impl TextDecoder {
                 rms_norm::forward(&mut normed, &a.k_raw, &layer.k_norm.value, common.eps);
                 observe(Tap::KeyNorm(index), &normed);
             }
-            layer.finish(a, c, x, out, &common);
+            match few {
+                true => layer.finish_few(a, c, x, out, scratch, &common),
+                false => layer.finish(a, c, x, out, &common),
+            }
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
                 observe(Tap::LayerMid(index), &a.mid);
@@ -562,7 +589,7 @@ impl TextDecoder {
         adapter: Adapter,
     ) {
         let eps = self.config.rms_norm_eps;
-        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter, device: Device::Cpu };
+        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter };
         let count = self.layers.len();
         let below = d_features.is_some() || self.embeddings.is_trainable();
         let lowest = if below { 0 } else { self.layers.iter().position(TextLayer::is_trainable).unwrap_or(count) };

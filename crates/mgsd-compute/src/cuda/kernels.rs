@@ -26,6 +26,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention_forward_hopper", include_str!("kernels/attention_forward_hopper.cu")),
     ("elementwise", include_str!("kernels/elementwise.cu")),
     ("embedding", include_str!("kernels/embedding.cu")),
+    ("few", include_str!("kernels/few.cu")),
     ("gelu", include_str!("kernels/gelu.cu")),
     ("head_norm_rope", include_str!("kernels/head_norm_rope.cu")),
     ("interpolate", include_str!("kernels/interpolate.cu")),
@@ -49,6 +50,8 @@ pub(crate) struct Variant {
     pub head_dim: u16,
     /// Whether attention is causal.
     pub causal: bool,
+    /// ROWS, WARPS, STAGES, GATED and NORM of products of few rows; zeros elsewhere.
+    pub few: [u8; 5],
 }
 
 /// One kernel: operation, function, variant.
@@ -126,6 +129,39 @@ pub(super) fn present() -> Result<(), String> {
 impl Cuda {
     /// Starts a kernel. `args` must be what it declares, in order.
     pub(crate) fn launch(&self, kernel: Kernel, grid: [u32; 3], block: [u32; 2], shared: u32, args: &[Arg]) {
+        self.start_kernel(kernel, grid, block, shared, &mut [], args);
+    }
+
+    /// Starts a kernel whose blocks come in clusters of `cluster` along x, and which may begin before the kernel in
+    /// front of it has ended: it waits by itself (`griddepcontrol.wait`). For compute capability 9.0 and later.
+    pub(crate) fn launch_early(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        block: [u32; 2],
+        shared: u32,
+        cluster: u32,
+        args: &[Arg],
+    ) {
+        // SAFETY: a zero pattern is a valid value of this plain structure of C.
+        let blank: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+        let mut attributes = [blank; 2];
+        attributes[0].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+        attributes[0].value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+        attributes[1].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attributes[1].value.programmaticStreamSerializationAllowed = 1;
+        self.start_kernel(kernel, grid, block, shared, &mut attributes, args);
+    }
+
+    fn start_kernel(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        block: [u32; 2],
+        shared: u32,
+        attributes: &mut [sys::CUlaunchAttribute],
+        args: &[Arg],
+    ) {
         if grid.contains(&0) {
             return;
         }
@@ -143,11 +179,32 @@ impl Cuda {
         let status = unsafe {
             let none = std::ptr::null_mut();
             let places = places.as_mut_ptr();
-            sys::cuLaunchKernel(handle, x, y, z, block[0], block[1], 1, shared, self.stream(), places, none)
+            if attributes.is_empty() {
+                sys::cuLaunchKernel(handle, x, y, z, block[0], block[1], 1, shared, self.stream(), places, none)
+            } else {
+                let config = sys::CUlaunchConfig {
+                    gridDimX: x,
+                    gridDimY: y,
+                    gridDimZ: z,
+                    blockDimX: block[0],
+                    blockDimY: block[1],
+                    blockDimZ: 1,
+                    sharedMemBytes: shared,
+                    hStream: self.stream(),
+                    attrs: attributes.as_mut_ptr(),
+                    numAttrs: attributes.len() as u32,
+                };
+                sys::cuLaunchKernelEx(&config, handle, places, none)
+            }
         };
         if status != sys::CUresult::CUDA_SUCCESS {
             panic!("CUDA: kernel {kernel:?} with grid {grid:?}, block {block:?}, shared {shared} failed: {status:?}");
         }
+    }
+
+    /// Major and minor compute capability.
+    pub(crate) fn capability(&self) -> (i32, i32) {
+        self.capability
     }
 
     /// Starts a kernel whose threads take `each` of `count` numbers.
@@ -235,6 +292,10 @@ impl Cuda {
         if variant.head_dim > 0 {
             options.push(format!("-DHEAD_DIM={}", variant.head_dim));
             options.push(format!("-DCAUSAL={}", variant.causal as u8));
+        }
+        if variant.few != [0; 5] {
+            let names = ["ROWS", "WARPS", "STAGES", "GATED", "NORM"];
+            options.extend(names.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
         }
         options
     }

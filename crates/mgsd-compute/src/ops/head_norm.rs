@@ -37,7 +37,7 @@ impl HeadNorm<'_> {
 
     fn kernel(&self, q: &Tensor, function: &'static str) -> Kernel {
         let bf16 = q.dtype() == Dtype::Bf16;
-        let variant = Variant { bf16, head_dim: self.q_weight.cols() as u16, causal: true };
+        let variant = Variant { bf16, head_dim: self.q_weight.cols() as u16, causal: true, ..Variant::default() };
         Kernel { operation: "head_norm_rope", function, variant }
     }
 

@@ -4,6 +4,18 @@ use crate::{Tensor, Write, check, par};
 
 pub(crate) mod cpu;
 pub(crate) mod cuda;
+pub mod few;
+
+/// A low-rank adapter beside a weight: `scale * (x aᵀ) bᵀ`.
+#[derive(Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[rank, inputs]`
+    pub a: &'a Tensor,
+    /// `[outputs, rank]`
+    pub b: &'a Tensor,
+    /// Factor of the product.
+    pub scale: f32,
+}
 
 /// `out (=|+=) alpha * x wᵀ (+ bias)`; resizes `out` when `write` is `Set`.
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, alpha: f32, write: Write) {

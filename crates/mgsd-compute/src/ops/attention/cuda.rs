@@ -82,7 +82,8 @@ impl Geometry {
     }
 
     fn kernel(&self, operation: &'static str, function: &'static str) -> Kernel {
-        let variant = Variant { bf16: self.bf16, head_dim: self.head_dim as u16, causal: self.causal };
+        let variant =
+            Variant { bf16: self.bf16, head_dim: self.head_dim as u16, causal: self.causal, ..Variant::default() };
         Kernel { operation, function, variant }
     }
 
@@ -214,7 +215,7 @@ pub(super) struct Cached<'a> {
 impl Cached<'_> {
     fn kernel(&self, function: &'static str) -> Kernel {
         let bf16 = self.keys.dtype() == Dtype::Bf16;
-        let variant = Variant { bf16, head_dim: self.head_dim as u16, causal: true };
+        let variant = Variant { bf16, head_dim: self.head_dim as u16, causal: true, ..Variant::default() };
         Kernel { operation: "attention_decode", function, variant }
     }
 
