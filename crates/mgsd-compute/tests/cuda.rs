@@ -137,7 +137,7 @@ fn norms() {
 
 #[test]
 fn layers_of_few_rows() {
-    let Some(device) = gpu("layers_of_few_rows") else { return };
+    let Some((device, _turn)) = gpu("layers_of_few_rows") else { return };
     let mut n = Numbers(20);
     for case in Case::both(device) {
         // Rows that are whole and not, a cluster and a single block, more outputs than one round takes, half a tile, and
