@@ -66,8 +66,8 @@ impl Completion {
 }
 
 /// One new token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Event<'a> {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
     /// Which request: its index in [`Generator::generate`], or what [`Generator::submit`] returned.
     pub request: usize,
     /// The token.
@@ -78,7 +78,7 @@ pub struct Event<'a> {
     pub finish: Option<Finish>,
     /// The likeliest tokens at this place with their log-probabilities, likeliest first; as many as were asked for in
     /// [`Generator::submit_with_top`].
-    pub top: &'a [(u32, f32)],
+    pub top: Vec<(u32, f32)>,
 }
 
 /// A request in its slot.
@@ -378,9 +378,10 @@ impl Generator {
 
     /// Reports the last tokens of the requests from `first` on, and frees the slots of those that are done.
     fn tell(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
-        for active in &self.active[first..] {
+        for active in &mut self.active[first..] {
             let (token, log_prob) = active.last;
-            on_token(Event { request: active.id, token, log_prob, finish: active.finish, top: &active.top });
+            let top = std::mem::take(&mut active.top);
+            on_token(Event { request: active.id, token, log_prob, finish: active.finish, top });
         }
         let free = &mut self.free;
         self.active.retain(|active| {

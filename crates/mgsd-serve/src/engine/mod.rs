@@ -54,7 +54,7 @@ pub struct Token {
     /// Its log-probability under the model's own distribution.
     pub log_prob: f32,
     /// The likeliest tokens at its place, as many as were asked for.
-    pub top: Box<[(u32, f32)]>,
+    pub top: Vec<(u32, f32)>,
 }
 
 /// What is new in an answer.

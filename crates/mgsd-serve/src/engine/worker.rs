@@ -206,7 +206,7 @@ impl Worker {
             if !std::mem::replace(&mut answer.any, true) {
                 metrics.first_token_time.observe(answer.submitted.elapsed());
             }
-            answer.tokens.push(Token { id: event.token, log_prob: event.log_prob, top: event.top.into() });
+            answer.tokens.push(Token { id: event.token, log_prob: event.log_prob, top: event.top });
             if event.finish.is_some() {
                 ended.push(event.request);
                 metrics.answer_time.observe(answer.submitted.elapsed());
