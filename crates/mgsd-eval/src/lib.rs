@@ -18,6 +18,7 @@ pub mod plan;
 pub mod report;
 pub mod rows;
 pub mod run;
+pub mod settings;
 pub mod stats;
 pub mod summary;
 mod sync;

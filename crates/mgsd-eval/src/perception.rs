@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::json;
 use crate::rows::Row;
 use crate::run::{self, Progress, RunOptions};
+use crate::settings::Settings;
 use crate::summary::LevelKey;
 
 /// One answered perception case.
@@ -184,6 +185,8 @@ pub fn run_to_folder(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(PerceptionRun, PathBuf)> {
     let stem = stem(label, options);
+    Settings::new(client.name(), options, &|case| case.ask_what_is_there(prompts, options.modality))?
+        .keep(&folder.join(format!("{stem}.run.json")), options.resume)?;
     let rows = folder.join(format!("{stem}.jsonl"));
     let done = run(client, cases, prompts, options, Some(&rows), progress)?;
     let path = folder.join(format!("{stem}.summary.json"));

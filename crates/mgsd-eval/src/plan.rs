@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::json;
 use crate::rows::PlanRow;
 use crate::run::{self, Progress, RunOptions};
+use crate::settings::Settings;
 use crate::summary::{self, Experiment, Summary};
 
 /// A planning run that is done.
@@ -58,6 +59,8 @@ pub fn run_to_folder(
 ) -> Result<(PlanRun, PathBuf)> {
     let stem = stem(label, options);
     let output = format!("{stem}.jsonl");
+    Settings::new(client.name(), options, &|case| case.ask_for_plan(prompts, options.modality))?
+        .keep(&folder.join(format!("{stem}.run.json")), options.resume)?;
     let mut done = run(client, cases, prompts, options, Some(&folder.join(&output)), progress)?;
     done.summary.experiment = Some(Experiment {
         model_label: label.to_string(),

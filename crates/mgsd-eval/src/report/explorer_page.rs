@@ -6,7 +6,7 @@ use mgsd_tasks::{Board, RenderOptions, TileSet, frozen_lake};
 use serde_json::{Value, json};
 
 use super::data::{Outcome, ReportData, png_data_url};
-use super::explorer::{Explorer, LastStep};
+use super::explorer::Explorer;
 use super::html::{escape, section, task_name, words};
 use crate::error::{Error, Result};
 use crate::failures::{Cause, Ending};
@@ -67,7 +67,7 @@ fn content(explorer: &Explorer) -> Result<Value> {
             answer.cause.and_then(|cause| place(&causes, cause.name())),
             answer.verdict,
             answer.steps,
-            answer.last as u8 * u8::from(answer.last != LastStep::Done),
+            answer.last as u8,
             answer.planned,
             answer.text,
             answer.stated,
