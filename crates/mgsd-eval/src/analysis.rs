@@ -298,12 +298,18 @@ mod tests {
         let analysis = of_plans(&rows);
         assert_eq!((analysis.cases, analysis.errors, analysis.total.cases), (4, 1, 3));
         let lake = &analysis.by_task["frozenlake"];
-        assert_eq!((lake.by_plan_length[&4].solved, lake.by_plan_length[&4].cases, lake.by_plan_length[&6].solved), (1, 2, 0));
+        assert_eq!(
+            (lake.by_plan_length[&4].solved, lake.by_plan_length[&4].cases, lake.by_plan_length[&6].solved),
+            (1, 2, 0)
+        );
         assert_eq!(lake.all.accuracy, Some(stats::rate(1, 3)));
         // The plan in the text solves the stated board (a hole at (0,1)), which is not the one that is there.
         assert_eq!(analysis.failures[&Ending::WrongFormat][&Cause::Perception], 1);
         assert_eq!(analysis.failures[&Ending::StoppedShort][&Cause::Perception], 1);
-        assert_eq!((analysis.readings.stated, analysis.readings.exact, analysis.readings.wrong["h_positions"]), (3, 0, 3));
+        assert_eq!(
+            (analysis.readings.stated, analysis.readings.exact, analysis.readings.wrong["h_positions"]),
+            (3, 0, 3)
+        );
         assert_eq!(analysis.failed_cases[0].misread["h_positions"], ["(0,1)".to_string(), "(1,1)".to_string()]);
         let json = crate::json::to_string(&analysis);
         assert_eq!(serde_json::from_str::<PlanAnalysis>(&json).expect("own JSON"), analysis);
@@ -311,7 +317,8 @@ mod tests {
 
     #[test]
     fn tokens_are_summed_and_priced() {
-        let rows = [row("a", 3, 4, true, &["down"]), PlanRow { prompt_tokens: None, ..row("b", 3, 4, true, &["down"]) }];
+        let rows =
+            [row("a", 3, 4, true, &["down"]), PlanRow { prompt_tokens: None, ..row("b", 3, 4, true, &["down"]) }];
         let tokens = of_plans(&rows).tokens;
         assert_eq!(tokens, Tokens { prompt: 1000, answer: 100, untold: 1 });
         assert!((tokens.cost(Prices { prompt: 2.5, answer: 10.0 }) - 0.0035).abs() < 1e-12);

@@ -21,7 +21,9 @@ pub fn parse(key: &str) -> Result<Board, String> {
             let rows: Vec<&str> = layout.split('/').collect();
             let walls: Result<Vec<u8>, _> = rows.iter().flat_map(|row| row.split(' ')).map(str::parse).collect();
             let at = |text: &str| text.parse().map(|index| Position::from_index(index, rows.len())).map_err(|_| bad());
-            maze::Board::new(rows.len(), walls.map_err(|_| bad())?, at(start)?, at(target)?).map(Board::from).map_err(wrong)
+            maze::Board::new(rows.len(), walls.map_err(|_| bad())?, at(start)?, at(target)?)
+                .map(Board::from)
+                .map_err(wrong)
         }
         "minibehaviour" => {
             let rows: Vec<&str> = rest.split('/').collect();
@@ -61,7 +63,9 @@ mod tests {
 
     #[test]
     fn what_is_no_key_is_an_error_and_no_panic() {
-        for key in ["", "maze", "maze:1>2", "maze:0>99:1 2/3 4", "maze:0>1:1 2/3", "frozenlake:", "minibehaviour:A./.", "x:y"] {
+        for key in
+            ["", "maze", "maze:1>2", "maze:0>99:1 2/3 4", "maze:0>1:1 2/3", "frozenlake:", "minibehaviour:A./.", "x:y"]
+        {
             assert!(parse(key).is_err(), "{key:?}");
         }
     }

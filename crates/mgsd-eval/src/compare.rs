@@ -53,12 +53,7 @@ pub fn pairs(first: &[PlanRow], second: &[PlanRow]) -> BTreeMap<String, Vec<[f64
 }
 
 /// Compares two runs; `None` if they share no board.
-pub fn compare(
-    [first, second]: [&str; 2],
-    rows: [&[PlanRow]; 2],
-    resamples: usize,
-    seed: u64,
-) -> Option<Comparison> {
+pub fn compare([first, second]: [&str; 2], rows: [&[PlanRow]; 2], resamples: usize, seed: u64) -> Option<Comparison> {
     let groups = pairs(rows[0], rows[1]);
     let all: Vec<Vec<[f64; 2]>> = groups.values().cloned().collect();
     let by_task = groups.into_iter().filter_map(|(task, group)| Some((task, pairing(&[group], resamples, seed)?)));

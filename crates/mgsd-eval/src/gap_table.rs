@@ -23,7 +23,9 @@ fn lines<'a>(rows: &'a [GapRow], intervals: &[GapInterval]) -> Vec<Line<'a>> {
         let task = if row.task.is_empty() { MACRO } else { &row.task };
         let known = lines.iter().position(|line| (line.label, line.task) == (row.model_label.as_str(), task));
         let at = known.unwrap_or_else(|| {
-            let interval = intervals.iter().find(|other| (other.model_label.as_str(), other.task.as_str()) == (&row.model_label, task));
+            let interval = intervals
+                .iter()
+                .find(|other| (other.model_label.as_str(), other.task.as_str()) == (&row.model_label, task));
             let interval = interval.map(|found| found.pairing.difference.interval);
             lines.push(Line { label: &row.model_label, task, text: None, image: None, interval });
             lines.len() - 1

@@ -49,7 +49,8 @@ impl Stated {
         let section = |number: u64| sections.get(&number).copied();
         let first = section(1)?.lines().next()?;
         let between_numbers = |(at, _): (usize, &str)| {
-            first[..at].trim_end().ends_with(char::is_numeric) && first[at + 1..].trim_start().starts_with(char::is_numeric)
+            first[..at].trim_end().ends_with(char::is_numeric)
+                && first[at + 1..].trim_start().starts_with(char::is_numeric)
         };
         // A lone number is no size here: steps are numbered too.
         let size = size(first).filter(|_| first.match_indices(['x', 'X']).any(between_numbers))?;
@@ -71,9 +72,9 @@ impl Stated {
     /// In words, when something is missing or cannot be: outside the board, two things in one cell.
     pub fn board(&self) -> Result<Board, String> {
         let side = usize::try_from(self.size.0).ok().filter(|_| self.size.0 == self.size.1);
-        let side = side.filter(|side| self.task.sides().contains(side)).ok_or_else(|| {
-            format!("the size {}x{} is none of this task", self.size.0, self.size.1)
-        })?;
+        let side = side
+            .filter(|side| self.task.sides().contains(side))
+            .ok_or_else(|| format!("the size {}x{} is none of this task", self.size.0, self.size.1))?;
         let inside = |cell: Cell, what: &str| -> Result<Position, String> {
             let (row, col) = (cell.0 as usize, cell.1 as usize);
             if cell.0 >= side as u64 || cell.1 >= side as u64 {
@@ -226,7 +227,8 @@ mod tests {
 
     #[test]
     fn steps_in_a_numbered_list_are_no_board() {
-        for answer in ["1. Go right to (0,1).\n2. Go down to (1,1).", "RRD", "", "1.\n2. (0,0)", "1. size 4\n2. (0,0)"] {
+        for answer in ["1. Go right to (0,1).\n2. Go down to (1,1).", "RRD", "", "1.\n2. (0,0)", "1. size 4\n2. (0,0)"]
+        {
             assert_eq!(Stated::read(Task::Maze, answer), None, "{answer:?}");
         }
     }

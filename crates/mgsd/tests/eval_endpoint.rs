@@ -64,7 +64,10 @@ fn a_run_writes_rows_summary_and_analysis_and_never_the_key() {
     assert!(rows.iter().all(|row| row["prompt_tokens"] == 100 && row["board"].is_string() && row["error"].is_null()));
     let read = |name: &str| std::fs::read_to_string(runs.join(name)).expect(name);
     let summary: serde_json::Value = serde_json::from_str(&read("some-model_image.summary.json")).expect("JSON");
-    assert_eq!((&summary["total"]["num_cases"], &summary["experiment"]["model"]), (&12.into(), &"vendor/some-model".into()));
+    assert_eq!(
+        (&summary["total"]["num_cases"], &summary["experiment"]["model"]),
+        (&12.into(), &"vendor/some-model".into())
+    );
     let analysis: serde_json::Value = serde_json::from_str(&read("some-model_image.analysis.json")).expect("JSON");
     assert_eq!(analysis["tokens"]["prompt"], 1200);
     assert_eq!(analysis["by_task"]["maze"]["all"]["cases"], 6);
@@ -78,7 +81,10 @@ fn a_run_writes_rows_summary_and_analysis_and_never_the_key() {
     assert!(!said.contains(SECRET) && !noted.contains(SECRET));
     assert_eq!(server.seen()[0].headers["authorization"], format!("Bearer {SECRET}"));
     let parts = &server.seen()[0].body["messages"][0]["content"];
-    assert!(parts[0]["image_url"]["url"].as_str().is_some_and(|url| url.starts_with("data:image/png;base64,")), "{parts}");
+    assert!(
+        parts[0]["image_url"]["url"].as_str().is_some_and(|url| url.starts_with("data:image/png;base64,")),
+        "{parts}"
+    );
 }
 
 #[test]
@@ -124,10 +130,14 @@ fn a_dry_run_asks_and_writes_nothing() {
     let folder = boards();
     let server = Server::start(|_, _| completion(""));
     let more = ["--dry-run", "--json", "--price-in", "1000000", "--tasks", "maze", "--no-seed", "--no-sampling"];
-    let more = [more.as_slice(), &["--length-field", "max_completion_tokens", "--extra-body", "{\"top_k\": 1}"]].concat();
+    let more =
+        [more.as_slice(), &["--length-field", "max_completion_tokens", "--extra-body", "{\"top_k\": 1}"]].concat();
     let said = ok(folder.path(), &plan(&server.url(), &more));
     let told: serde_json::Value = serde_json::from_str(said.trim()).expect("one JSON object");
-    assert_eq!((&told["boards"], &told["requests"], &told["most_answer_tokens"]), (&6.into(), &6.into(), &24576.into()));
+    assert_eq!(
+        (&told["boards"], &told["requests"], &told["most_answer_tokens"]),
+        (&6.into(), &6.into(), &24576.into())
+    );
     assert!(told["prompt_tokens"].as_u64().is_some_and(|tokens| (60..600).contains(&tokens)), "{told}");
     assert_eq!(told["most_cost"].as_f64(), told["prompt_tokens"].as_f64());
     let first = &told["first_request"];
@@ -178,7 +188,10 @@ fn text_and_picture_runs_make_a_gap_table_and_a_comparison() {
     assert!(read("modality_gap.md").contains("| some-model | mean of tasks |"), "{}", read("modality_gap.md"));
     assert!(read("modality_gap.tex").contains("\\toprule"));
     let intervals: serde_json::Value = serde_json::from_str(&read("modality_gap_intervals.json")).expect("JSON");
-    assert_eq!((&intervals[0]["task"], &intervals[0]["cases"], &intervals[0]["second"]), (&"macro".into(), &12.into(), &0.0.into()));
+    assert_eq!(
+        (&intervals[0]["task"], &intervals[0]["cases"], &intervals[0]["second"]),
+        (&"macro".into(), &12.into(), &0.0.into())
+    );
     let files = ["runs/some-model_text.jsonl", "runs/some-model_image.jsonl"];
     let said = ok(folder.path(), &["eval", "compare", files[0], files[1], "--json"]);
     let compared: serde_json::Value = serde_json::from_str(said.trim()).expect("one JSON object");

@@ -82,7 +82,9 @@ impl Record {
     ) -> Result<Self> {
         let task = board.task();
         let (question, answer) = match ask {
-            Question::Plan => (prompts.student(task)?, board.solve().map_or_else(String::new, |plan| plan.answer(task))),
+            Question::Plan => {
+                (prompts.student(task)?, board.solve().map_or_else(String::new, |plan| plan.answer(task)))
+            }
             Question::Perception => (prompts.perception(task)?, mgsd_tasks::perception::gold(board)),
         };
         Ok(Self {
@@ -102,8 +104,16 @@ impl Record {
         let level = format!("level{}", self.board.side());
         let (index, key) = (index.to_string(), self.board.key());
         let fields = [
-            &index, &image, &self.question, &self.answer, self.board.task().name(), &level, &self.split, &self.case_id,
-            &key, &count,
+            &index,
+            &image,
+            &self.question,
+            &self.answer,
+            self.board.task().name(),
+            &level,
+            &self.split,
+            &self.case_id,
+            &key,
+            &count,
         ];
         fields.map(field).join("\t") + "\n"
     }
@@ -164,7 +174,14 @@ mod tests {
         let instances = generate(Task::Maze, 3, &GenerateOptions::default(), 0..3).expect("boards");
         let record = |instance: &mgsd_tasks::Instance| {
             let picture = vec![1, 2, 3];
-            Record::new([&"id".to_string(), &"test".to_string()], &instance.board, picture, Some(4), Question::Plan, &prompts)
+            Record::new(
+                [&"id".to_string(), &"test".to_string()],
+                &instance.board,
+                picture,
+                Some(4),
+                Question::Plan,
+                &prompts,
+            )
         };
         assert_eq!(write(&path, instances.iter().map(record)).expect("written"), 3);
         let text = std::fs::read_to_string(&path).expect("file");

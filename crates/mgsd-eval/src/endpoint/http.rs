@@ -132,7 +132,9 @@ impl Http {
                 Outcome::Failed("the server closed the connection".to_string())
             }
             ureq::Error::Io(source) => Outcome::Unreachable(source.to_string()),
-            ureq::Error::BodyExceedsLimit(_) => Outcome::Rejected(format!("the answer is larger than {MOST_BYTES} bytes")),
+            ureq::Error::BodyExceedsLimit(_) => {
+                Outcome::Rejected(format!("the answer is larger than {MOST_BYTES} bytes"))
+            }
             ureq::Error::HostNotFound => Outcome::Unreachable("no host of this name".to_string()),
             ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
                 Outcome::Failed(format!("the server does not speak HTTP as expected: {error}"))

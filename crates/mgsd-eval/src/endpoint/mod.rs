@@ -284,9 +284,8 @@ impl Client for EndpointClient {
                             None => answered += 1,
                         }
                         on_answer(index, answer).and(match failure {
-                            Some(said) if answered == 0 && rejected >= self.options.hopeless_after => {
-                                Err(self.over(format!("{rejected} questions failed and none was answered; the last: {said}")))
-                            }
+                            Some(said) if answered == 0 && rejected >= self.options.hopeless_after => Err(self
+                                .over(format!("{rejected} questions failed and none was answered; the last: {said}"))),
                             _ => Ok(()),
                         })
                     }

@@ -105,7 +105,8 @@ impl Pool {
             }
             let now = Instant::now();
             let free = inner.states.iter().enumerate().filter(|(_, state)| state.is_free(now));
-            let chosen = free.min_by_key(|(at, state)| (Some(*at) == last, state.in_flight, state.taken)).map(|(at, _)| at);
+            let chosen =
+                free.min_by_key(|(at, state)| (Some(*at) == last, state.in_flight, state.taken)).map(|(at, _)| at);
             if let Some(at) = chosen {
                 inner.states[at].in_flight += 1;
                 inner.states[at].taken += 1;

@@ -85,7 +85,9 @@ fn completion(bytes: &[u8]) -> Outcome {
     }
     let completion: Completion = match serde_json::from_value(value) {
         Ok(completion) => completion,
-        Err(error) => return Outcome::Failed(format!("the answer is no chat completion ({error}): {}", shorten(bytes))),
+        Err(error) => {
+            return Outcome::Failed(format!("the answer is no chat completion ({error}): {}", shorten(bytes)));
+        }
     };
     let usage = completion.usage;
     let Some(Choice { message: Some(reply), finish_reason }) = completion.choices.into_iter().next() else {

@@ -93,7 +93,9 @@ fn message(message: &Message, dialect: &Dialect) -> Result<Value, String> {
         ContentForm::Auto => !has_picture,
         ContentForm::Parts => false,
         ContentForm::Plain if has_picture => {
-            return Err("a picture cannot be sent as a plain string; leave --content out, or use --modality text".into());
+            return Err(
+                "a picture cannot be sent as a plain string; leave --content out, or use --modality text".into()
+            );
         }
         ContentForm::Plain => true,
     };
@@ -147,7 +149,9 @@ mod tests {
         let picture = Picture::drawn(|| Ok(RgbImage::filled(8, 8, [1, 2, 3])));
         let with = body("m", &request(&[picture]), &Dialect::default()).expect("body");
         let parts = with["messages"][0]["content"].as_array().expect("parts");
-        assert!(parts[0]["image_url"]["url"].as_str().is_some_and(|url| url.starts_with("data:image/png;base64,iVBOR")));
+        assert!(
+            parts[0]["image_url"]["url"].as_str().is_some_and(|url| url.starts_with("data:image/png;base64,iVBOR"))
+        );
         assert_eq!(parts[1], json!({"type": "text", "text": "what is this?"}));
         let without = body("m", &request(&[]), &Dialect::default()).expect("body");
         assert_eq!(without["messages"][0]["content"], "what is this?");

@@ -40,7 +40,10 @@ pub fn render(out: &mut String, data: &ReportData) -> Result<()> {
          <label class=\"tick\"><input id=\"stated\" type=\"checkbox\" checked> show what is misread</label></div>\
          <div id=\"filters\" class=\"filters\"></div><p id=\"count\" role=\"status\"></p><div id=\"cards\" class=\"cards\"></div>",
     );
-    let _ = write!(out, "<button id=\"more\" class=\"more\" data-first=\"{FIRST_SHOWN}\" hidden>Show more</button></div></section>");
+    let _ = write!(
+        out,
+        "<button id=\"more\" class=\"more\" data-first=\"{FIRST_SHOWN}\" hidden>Show more</button></div></section>"
+    );
     // A script element of a type that no browser runs; "<" is escaped, so nothing within can end it.
     let text = content(explorer)?.to_string().replace('<', "\\u003c");
     let _ = write!(out, "<script type=\"application/json\" id=\"explorer-data\">{text}</script>");
@@ -55,9 +58,8 @@ fn content(explorer: &Explorer) -> Result<Value> {
     let place = |list: &[&str], name: &str| list.iter().position(|other| *other == name);
     let endings = Ending::ALL.map(Ending::name);
     let causes = Cause::ALL.map(Cause::name);
-    let boards = explorer.boards.iter().map(|board| {
-        json!([board.case_id, board.task, board.level, board.key, board.shortest])
-    });
+    let boards =
+        explorer.boards.iter().map(|board| json!([board.case_id, board.task, board.level, board.key, board.shortest]));
     let answers = explorer.answers.iter().map(|answer| {
         json!([
             answer.evaluation,
@@ -71,7 +73,11 @@ fn content(explorer: &Explorer) -> Result<Value> {
             answer.planned,
             answer.text,
             answer.stated,
-            answer.misread.iter().map(|[question, stated, there]| json!([words(question), stated, there])).collect::<Vec<_>>(),
+            answer
+                .misread
+                .iter()
+                .map(|[question, stated, there]| json!([words(question), stated, there]))
+                .collect::<Vec<_>>(),
         ])
     });
     let tasks: std::collections::BTreeSet<&str> = explorer.boards.iter().map(|board| board.task.as_str()).collect();
@@ -112,7 +118,8 @@ pub fn cause_name(key: &str) -> &str {
 
 /// Start, goal, hole and ice as one picture of two by two tiles.
 fn tiles() -> Result<String> {
-    let failed = |error: mgsd_tasks::Error| Error::Case { case_id: "the page's tiles".into(), message: error.to_string() };
+    let failed =
+        |error: mgsd_tasks::Error| Error::Case { case_id: "the page's tiles".into(), message: error.to_string() };
     let lake = Board::from(frozen_lake::Board::from_rows(&["SG", "HF"]).map_err(failed)?);
     let options = RenderOptions { image_size: 2 * TILE, tiles: TileSet::drawn() };
     let picture = lake.render(&options).and_then(|image| image.to_png()).map_err(failed)?;

@@ -42,8 +42,18 @@ fn sheet(out: &mut String, run: &Evaluation) {
         if analysis.errors > 0 { format!(", {} without an answer", analysis.errors) } else { String::new() }
     );
     let tasks = || analysis.by_task.iter();
-    shares(out, "By level", "Level", tasks().map(|(task, of)| (task, of.by_level.iter().map(|(level, of)| (level.to_string(), of)).collect())));
-    shares(out, "By length of the shortest plan", "Steps", tasks().map(|(task, of)| (task, of.by_plan_length.iter().map(|(steps, of)| (steps.to_string(), of)).collect())));
+    shares(
+        out,
+        "By level",
+        "Level",
+        tasks().map(|(task, of)| (task, of.by_level.iter().map(|(level, of)| (level.to_string(), of)).collect())),
+    );
+    shares(
+        out,
+        "By length of the shortest plan",
+        "Steps",
+        tasks().map(|(task, of)| (task, of.by_plan_length.iter().map(|(steps, of)| (steps.to_string(), of)).collect())),
+    );
     failures(out, &analysis.failures);
     readings(out, run);
     out.push_str("</div></details>");

@@ -51,7 +51,8 @@ impl Server {
         let most_at_once = Arc::new(AtomicUsize::new(0));
         let now = Arc::new(AtomicUsize::new(0));
         let play = Arc::new(play);
-        let server = Self { address, seen: Arc::clone(&seen), most_at_once: Arc::clone(&most_at_once), over: Arc::clone(&over) };
+        let server =
+            Self { address, seen: Arc::clone(&seen), most_at_once: Arc::clone(&most_at_once), over: Arc::clone(&over) };
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if over.load(Ordering::SeqCst) {

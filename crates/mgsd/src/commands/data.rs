@@ -210,10 +210,8 @@ fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
 }
 
 fn vlmevalkit_file(args: &VlmEvalKit, console: &Console) -> anyhow::Result<()> {
-    let (prompts, pictures) = (
-        Prompts::open(&args.prompts)?,
-        RenderOptions { image_size: 256, tiles: tile_set(args.tiles.as_deref())? },
-    );
+    let (prompts, pictures) =
+        (Prompts::open(&args.prompts)?, RenderOptions { image_size: 256, tiles: tile_set(args.tiles.as_deref())? });
     let ask = if args.ask == "plan" { Question::Plan } else { Question::Perception };
     let count = if let Some(root) = &args.benchmark {
         let options = benchmarks::Options {

@@ -174,7 +174,12 @@ impl Common {
 pub fn plan_run(args: &Common, console: &Console) -> anyhow::Result<()> {
     let (cases, prompts, options) = (args.cases()?, Prompts::open(&args.prompts)?, args.options());
     if args.dry_run {
-        return dry_run(args, &plan::pending(&args.label(), &cases, &prompts, &options, &args.out)?, cases.len(), console);
+        return dry_run(
+            args,
+            &plan::pending(&args.label(), &cases, &prompts, &options, &args.out)?,
+            cases.len(),
+            console,
+        );
     }
     let mut client = args.client()?;
     let bar = console.bar(cases.len() as u64, "plan");
@@ -302,7 +307,9 @@ fn shorten_pictures(value: &mut serde_json::Value) {
 fn unanswered(failed: usize, rows: usize, asked: usize) -> anyhow::Result<()> {
     let unasked = asked - rows;
     if unasked > 0 {
-        bail!("{unasked} of {asked} boards were not asked about, {failed} got no answer: run again with --resume for them");
+        bail!(
+            "{unasked} of {asked} boards were not asked about, {failed} got no answer: run again with --resume for them"
+        );
     }
     if failed > 0 {
         bail!("{failed} of {asked} boards got no answer: the rows say why; run again with --resume to ask them again");

@@ -2,9 +2,7 @@
 
 use anyhow::{Context, bail};
 use mgsd_eval::analysis::Prices;
-use mgsd_eval::endpoint::{
-    Address, ApiKey, ContentForm, Dialect, EndpointClient, EndpointOptions, Field, LengthField,
-};
+use mgsd_eval::endpoint::{Address, ApiKey, ContentForm, Dialect, EndpointClient, EndpointOptions, Field, LengthField};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,11 +104,16 @@ impl EndpointArgs {
         let sent = |left_out: bool| if left_out { Field::LeftOut } else { Field::Sent };
         let extra = match &self.extra_body {
             None => serde_json::Map::new(),
-            Some(text) => serde_json::from_str(text)
-                .with_context(|| format!("--extra-body is {text:?}: expected a JSON object such as {{\"top_k\": 1}}"))?,
+            Some(text) => serde_json::from_str(text).with_context(|| {
+                format!("--extra-body is {text:?}: expected a JSON object such as {{\"top_k\": 1}}")
+            })?,
         };
         Ok(Dialect {
-            length: if self.length_field == "max_tokens" { LengthField::MaxTokens } else { LengthField::MaxCompletionTokens },
+            length: if self.length_field == "max_tokens" {
+                LengthField::MaxTokens
+            } else {
+                LengthField::MaxCompletionTokens
+            },
             content: match self.content.as_str() {
                 "parts" => ContentForm::Parts,
                 "string" => ContentForm::Plain,
