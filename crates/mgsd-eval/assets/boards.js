@@ -141,7 +141,7 @@ const Boards = (() => {
       pen.fill();
     }
     if (!solved) {
-      const inside = (value) => Math.min(Math.max(value, 0.2 * cell), (board.side - 0.2) * cell);
+      const inside = (value) => Math.min(Math.max(value, 0.28 * cell), (board.side - 0.28) * cell);
       const [x, y] = middle(blocked || at, cell).map(inside);
       const arm = Math.max(4, cell * 0.2);
       stroked(pen, width * 1.2, "#e61414", () => {
@@ -160,7 +160,7 @@ const Boards = (() => {
     const frame = (at, text) => {
       const [x, y] = [at[1] * cell, at[0] * cell];
       const edge = cell * 0.08;
-      stroked(pen, Math.max(1.5, cell * 0.05), "#7a00e6", () => pen.rect(x + edge, y + edge, cell - 2 * edge, cell - 2 * edge));
+      stroked(pen, Math.max(1.5, cell * 0.05), "#a040ff", () => pen.rect(x + edge, y + edge, cell - 2 * edge, cell - 2 * edge));
       if (!text) return;
       pen.font = `600 ${Math.max(9, cell * 0.3)}px sans-serif`;
       pen.textBaseline = "top";
@@ -169,7 +169,7 @@ const Boards = (() => {
       pen.strokeStyle = "#fff";
       pen.lineWidth = 3;
       pen.strokeText(text, x + 2 * edge, y + 2 * edge);
-      pen.fillStyle = "#7a00e6";
+      pen.fillStyle = "#a040ff";
       pen.fillText(text, x + 2 * edge, y + 2 * edge);
       pen.setLineDash([cell * 0.12, cell * 0.08]);
     };
@@ -178,7 +178,7 @@ const Boards = (() => {
       for (const [name, letter] of [["start", "S"], ["goal", "G"]]) {
         if (stated[name] && `${stated[name]}` !== `${board[name]}`) frame(stated[name], letter);
       }
-      stroked(pen, Math.max(1.5, cell * 0.07), "#7a00e6", () => {
+      stroked(pen, Math.max(1.5, cell * 0.07), "#a040ff", () => {
         for (let row = 0; row < size; row += 1) {
           for (let col = 0; col < size; col += 1) {
             const wrong = board.walls[row][col] ^ stated.walls[row][col];

@@ -191,7 +191,7 @@ fn without_any_endpoint_the_run_ends_and_names_the_reason() {
     let nobody = format!("http://{}", free.local_addr().expect("address"));
     drop(free);
     let begun = Instant::now();
-    let (answers, end, _) = ask(EndpointOptions { attempts: 100, ..options(&[nobody.clone()]) }, 50);
+    let (answers, end, _) = ask(EndpointOptions { attempts: 100, ..options(std::slice::from_ref(&nobody)) }, 50);
     let end = end.expect_err("nobody is there");
     assert!(end.contains(&nobody) && end.contains("refused") && end.contains("--resume"), "{end}");
     assert!(begun.elapsed() < 3000 * MS && answers.iter().all(Option::is_none));

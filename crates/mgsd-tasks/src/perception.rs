@@ -190,7 +190,7 @@ fn matches_fact(fact: &Fact, text: &str) -> bool {
     }
 }
 
-pub(crate) fn pair(cell: &Position) -> (u64, u64) {
+fn pair(cell: &Position) -> (u64, u64) {
     (cell.row as u64, cell.col as u64)
 }
 

@@ -4,7 +4,7 @@
 //! MiniBehaviour the printer), then the holes, the open directions of each cell, or the table's cells. What such lines
 //! say is read here without regard to their wording, so that a plan can be tried on the board its author believed in.
 
-use crate::perception::{cells, openings, pair, sections, size};
+use crate::perception::{cells, openings, sections, size};
 use crate::{Board, Direction, Position, Task};
 use crate::{frozen_lake, maze, mini_behaviour};
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,6 +164,10 @@ impl Stated {
         let start = Some(pair(&board.start()));
         Self { task: board.task(), size: (side, side), start, goal: Some(pair(&goal)), cells, openings }
     }
+}
+
+fn pair(cell: &Position) -> Cell {
+    (cell.row as u64, cell.col as u64)
 }
 
 /// The cells of a list: those of its first line, and of the lines after it that hold nothing but cells.

@@ -9,8 +9,8 @@ use crate::console::Console;
 /// Measure planning, perception and the modality gap.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    Plan(ask::Plan),
-    Perception(ask::Perception),
+    Plan(Box<ask::Plan>),
+    Perception(Box<ask::Perception>),
     Gap(tables::Gap),
     Compare(tables::Compare),
 }
