@@ -131,6 +131,10 @@ impl Http {
             ureq::Error::Io(source) if broke_off(source.kind()) => {
                 Outcome::Failed("the server closed the connection".to_string())
             }
+            // Asking again would not change what the server shows.
+            ureq::Error::Io(source) if source.kind() == io::ErrorKind::InvalidData => {
+                Outcome::Refused(format!("{source}; --ca-file FILE names the certificates to trust"))
+            }
             ureq::Error::Io(source) => Outcome::Unreachable(source.to_string()),
             ureq::Error::BodyExceedsLimit(_) => {
                 Outcome::Rejected(format!("the answer is larger than {MOST_BYTES} bytes"))
