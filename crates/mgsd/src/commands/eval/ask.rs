@@ -21,7 +21,7 @@ use std::sync::Arc;
 ///
 /// Examples:
 ///   mgsd eval plan --model assets/nano --data data --modality text --prompts compact --out runs/eval
-///   mgsd eval plan --endpoint http://127.0.0.1:8000/v1 --model NAME --benchmark bench --out runs/eval --resume
+///   mgsd eval plan --endpoint http://127.0.0.1:8000/v1 --model NAME --benchmark bench --out runs/eval
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Plan {
