@@ -1,4 +1,5 @@
-//! Who answers: anything that turns conversations into texts. A model in process is one such client.
+//! Who answers: anything that turns conversations into texts. A model in process is one such client, an endpoint
+//! ([`crate::endpoint`]) another.
 
 use std::fmt;
 use std::ops::Deref;
@@ -39,6 +40,22 @@ impl Picture {
     /// A picture that `draw` makes.
     pub fn drawn(draw: impl Fn() -> std::result::Result<RgbImage, String> + Send + Sync + 'static) -> Self {
         Self::Drawn(Arc::new(draw))
+    }
+
+    /// The picture as a file of its kind: its media type, and its bytes.
+    pub(crate) fn encoded(&self) -> std::result::Result<(&'static str, Vec<u8>), String> {
+        match self {
+            Self::Drawn(draw) => Ok(("image/png", draw()?.to_png().map_err(|error| error.to_string())?)),
+            Self::File(path) => {
+                let bytes = std::fs::read(path).map_err(|error| format!("reading {}: {error}", path.display()))?;
+                let kind = match bytes.as_slice() {
+                    [0x89, b'P', b'N', b'G', ..] => "image/png",
+                    [0xff, 0xd8, 0xff, ..] => "image/jpeg",
+                    _ => return Err(format!("{}: expected a PNG or JPEG picture", path.display())),
+                };
+                Ok((kind, bytes))
+            }
+        }
     }
 
     fn source(&self) -> std::result::Result<ImageSource, String> {
@@ -116,6 +133,35 @@ pub struct Answer {
     pub error: Option<String>,
 }
 
+/// What a client has used up since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Requests sent, attempts counted one by one.
+    pub requests: u64,
+    /// Of these, second and later attempts.
+    pub retries: u64,
+    /// Answers that came.
+    pub answers: u64,
+    /// Tokens of the prompts of these answers.
+    pub prompt_tokens: u64,
+    /// Tokens of these answers.
+    pub answer_tokens: u64,
+    /// Answers whose tokens the server did not tell.
+    pub untold: u64,
+    /// Whether something was left unasked because the budget of requests ran out.
+    pub budget_used_up: bool,
+}
+
+impl Spent {
+    /// Counts an answer.
+    pub fn add(&mut self, answer: &Answer) {
+        self.answers += 1;
+        self.prompt_tokens += answer.prompt_tokens.unwrap_or(0);
+        self.answer_tokens += answer.tokens.unwrap_or(0);
+        self.untold += u64::from(answer.prompt_tokens.is_none() || answer.tokens.is_none());
+    }
+}
+
 /// Anything that answers requests.
 pub trait Client {
     /// Its name, for messages and summaries.
@@ -123,7 +169,13 @@ pub trait Client {
 
     /// Answers all requests, in any order; `on_answer` gets each request's index and answer once, as soon as it is
     /// there. A request that fails gets an answer with its error; an `Err` means that nothing more can be answered.
+    /// Requests that a client was not allowed to send (its budget was used up) get no answer.
     fn answer(&mut self, requests: &[Request], on_answer: &mut dyn FnMut(usize, Answer) -> Result<()>) -> Result<()>;
+
+    /// What was used up so far, where the client counts it.
+    fn spent(&self) -> Option<Spent> {
+        None
+    }
 }
 
 /// A value of one's own, or one that somebody else holds.

@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::analysis::{RESAMPLES, SEED};
+use crate::compare::{self, Pairing, compare};
 use crate::error::{Error, Result};
+use crate::gap_table;
 use crate::json;
-use crate::rows::{PlanRow, Row};
+use crate::rows::{self, PlanRow};
 use crate::stats::{Estimate, paired_difference};
 use crate::summary::{Group, Macro, Summary};
 
@@ -41,6 +44,8 @@ pub struct GapInput {
     pub modality: String,
     /// The rates.
     pub summary: Summary,
+    /// The rows behind them, if they lie beside the summary.
+    pub rows: Option<PathBuf>,
 }
 
 /// The six rates in the table's order.
@@ -118,6 +123,7 @@ pub fn table(inputs: &[GapInput]) -> Vec<GapRow> {
             label: text.model_label.clone(),
             modality: "text_minus_image".to_string(),
             summary: Summary::default(),
+            rows: None,
         };
         gaps.push(row(&of, &text.scope, &text.task, std::array::from_fn(|at| with_text[at] - with_image[at])));
     }
@@ -150,12 +156,53 @@ fn csv_field(text: &str) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_string() }
 }
 
-/// Writes `modality_gap.json` and `modality_gap.csv` into `folder` and returns their paths.
-pub fn write(folder: &Path, rows: &[GapRow]) -> Result<[PathBuf; 2]> {
-    let paths = [folder.join("modality_gap.json"), folder.join("modality_gap.csv")];
+/// The gap of one model on one task (or the mean over tasks, `macro`) over the boards answered in both modalities.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GapInterval {
+    /// The model's name in the table.
+    pub model_label: String,
+    /// Task, or `macro`.
+    pub task: String,
+    /// Text against picture on the same boards.
+    #[serde(flatten)]
+    pub pairing: Pairing,
+}
+
+/// The gaps with their paired bootstrap intervals, for models whose rows are there in both modalities.
+///
+/// # Errors
+/// When a row file cannot be read.
+pub fn intervals(inputs: &[GapInput]) -> Result<Vec<GapInterval>> {
+    let mut found = Vec::new();
+    for text in inputs.iter().filter(|input| input.modality == "text") {
+        let twin = inputs.iter().find(|input| input.modality == "image" && input.label == text.label);
+        let Some((text_rows, image_rows)) = text.rows.as_ref().zip(twin.and_then(|twin| twin.rows.as_ref())) else {
+            continue;
+        };
+        let read = |path: &Path| -> Result<Vec<PlanRow>> { Ok(rows::latest(rows::read(path)?)) };
+        let (told, shown) = (read(text_rows)?, read(image_rows)?);
+        let Some(compared) = compare(["text", "image"], [&told, &shown], RESAMPLES, SEED) else { continue };
+        let all = std::iter::once((crate::demo::MACRO.to_string(), compared.mean)).chain(compared.by_task);
+        found.extend(all.map(|(task, pairing)| GapInterval { model_label: text.label.clone(), task, pairing }));
+    }
+    Ok(found)
+}
+
+/// Writes the table into `folder`: `modality_gap.json` and `.csv` in the published form, `.md` and `.tex` for papers,
+/// and `modality_gap_intervals.json`. Returns the paths in this order.
+///
+/// # Errors
+/// When a row file cannot be read or a file cannot be written.
+pub fn write(folder: &Path, inputs: &[GapInput], rows: &[GapRow]) -> Result<Vec<PathBuf>> {
+    let intervals = intervals(inputs)?;
+    let path = |end: &str| folder.join(format!("modality_gap{end}"));
+    let paths = [".json", ".csv", ".md", ".tex", "_intervals.json"].map(path);
     json::write(&paths[0], rows)?;
     json::write_whole(&paths[1], to_csv(rows).as_bytes())?;
-    Ok(paths)
+    json::write_whole(&paths[2], gap_table::markdown(rows, &intervals).as_bytes())?;
+    json::write_whole(&paths[3], gap_table::latex(rows, &intervals).as_bytes())?;
+    json::write(&paths[4], &intervals)?;
+    Ok(paths.to_vec())
 }
 
 /// The summaries `<model>_{image,text}.summary.json` of a folder in the order of their names. The label is the one in
@@ -177,7 +224,8 @@ pub fn read_folder(folder: &Path) -> Result<Vec<GapInput>> {
         let summary: Summary = json::read(&folder.join(&name))?;
         let label = summary.experiment.as_ref().map_or(model, |experiment| &experiment.model_label).to_string();
         let file = if shown.is_empty() { name.clone() } else { format!("{shown}/{name}") };
-        inputs.push(GapInput { file, label, modality: modality.to_string(), summary });
+        let rows = Some(folder.join(format!("{stem}.jsonl"))).filter(|path| path.is_file());
+        inputs.push(GapInput { file, label, modality: modality.to_string(), summary, rows });
     }
     Ok(inputs)
 }
@@ -185,15 +233,6 @@ pub fn read_folder(folder: &Path) -> Result<Vec<GapInput>> {
 /// The macro gap in accuracy (text minus picture) over the cases that both runs answered, with a paired bootstrap
 /// interval that resamples cases within each task. `None` if the runs share no case.
 pub fn paired_gap(text: &[PlanRow], image: &[PlanRow], resamples: usize, seed: u64) -> Option<Estimate> {
-    let mut groups = std::collections::BTreeMap::<&str, Vec<[f64; 2]>>::new();
-    let shown: std::collections::HashMap<&str, &PlanRow> =
-        image.iter().filter(|row| !row.failed()).map(|row| (row.case_id(), row)).collect();
-    for row in text.iter().filter(|row| !row.failed()) {
-        if let Some(twin) = shown.get(row.case_id()) {
-            let hit = |row: &PlanRow| f64::from(u8::from(row.flag("success")));
-            groups.entry(&row.task).or_default().push([hit(row), hit(twin)]);
-        }
-    }
-    let groups: Vec<Vec<[f64; 2]>> = groups.into_values().collect();
+    let groups: Vec<Vec<[f64; 2]>> = compare::pairs(text, image).into_values().collect();
     paired_difference(&groups, resamples, seed)
 }

@@ -7,12 +7,14 @@ use indexmap::IndexMap;
 use mgsd_data::prompts::Prompts;
 use serde::{Deserialize, Serialize};
 
-use crate::cases::EvalCase;
-use crate::client::{Answer, Client};
+use crate::analysis;
+use crate::cases::{EvalCase, Modality};
+use crate::client::{Answer, Client, Request};
 use crate::error::Result;
 use crate::json;
 use crate::rows::Row;
 use crate::run::{self, Progress, RunOptions};
+use crate::settings::Settings;
 use crate::summary::LevelKey;
 
 /// One answered perception case.
@@ -37,6 +39,9 @@ pub struct PerceptionRow {
     /// Each question in its order: read exactly?
     #[serde(default)]
     pub scores: IndexMap<String, bool>,
+    /// Tokens in the question, pictures included, where the client tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<u64>,
     /// Tokens in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer_tokens: Option<u64>,
@@ -168,8 +173,8 @@ pub fn run(
     Ok(PerceptionRun { rows, summary })
 }
 
-/// Like [`run()`], with rows in `<folder>/<label>_perception.jsonl` and the summary beside them. Returns the summary's
-/// path too.
+/// Like [`run()`], with rows in `<folder>/<label>_perception.jsonl` (`_perception_text.jsonl` when boards are shown as
+/// text), and the summary and the analysis beside them. Returns the summary's path too.
 pub fn run_to_folder(
     client: &mut dyn Client,
     label: &str,
@@ -179,11 +184,37 @@ pub fn run_to_folder(
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(PerceptionRun, PathBuf)> {
-    let rows = folder.join(format!("{label}_perception.jsonl"));
+    let stem = stem(label, options);
+    Settings::new(client.name(), options, &|case| case.ask_what_is_there(prompts, options.modality))?
+        .keep(&folder.join(format!("{stem}.run.json")), options.resume)?;
+    let rows = folder.join(format!("{stem}.jsonl"));
     let done = run(client, cases, prompts, options, Some(&rows), progress)?;
-    let path = folder.join(format!("{label}_perception.summary.json"));
+    let path = folder.join(format!("{stem}.summary.json"));
     json::write(&path, &done.summary)?;
+    json::write(&folder.join(format!("{stem}.analysis.json")), &analysis::of_perception(&done.rows))?;
     Ok((done, path))
+}
+
+/// What [`run_to_folder`] would ask, without asking or writing.
+///
+/// # Errors
+/// When rows that are there already cannot be read, or a prompt cannot be filled in.
+pub fn pending(
+    label: &str,
+    cases: &[EvalCase],
+    prompts: &Prompts,
+    options: &RunOptions,
+    folder: &Path,
+) -> Result<Vec<Request>> {
+    let file = folder.join(format!("{}.jsonl", stem(label, options)));
+    run::pending::<PerceptionRow>(cases, options, &file, &|case| case.ask_what_is_there(prompts, options.modality))
+}
+
+fn stem(label: &str, options: &RunOptions) -> String {
+    match options.modality {
+        Modality::Image => format!("{label}_perception"),
+        Modality::Text => format!("{label}_perception_text"),
+    }
 }
 
 /// The row of an answer.
@@ -194,6 +225,7 @@ fn score(case: &EvalCase, answer: Answer, options: &RunOptions) -> PerceptionRow
         level: Some(case.level),
         modality: Some(options.modality.to_string()),
         gold: Some(mgsd_tasks::perception::gold(&case.board)),
+        prompt_tokens: answer.prompt_tokens,
         answer_tokens: answer.tokens,
         truncated: answer.truncated,
         error: answer.error,

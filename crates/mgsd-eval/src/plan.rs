@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use mgsd_data::prompts::Prompts;
 use mgsd_tasks::score::benchmark;
 
+use crate::analysis;
 use crate::cases::EvalCase;
-use crate::client::{Answer, Client};
+use crate::client::{Answer, Client, Request};
 use crate::error::Result;
 use crate::json;
 use crate::rows::PlanRow;
 use crate::run::{self, Progress, RunOptions};
+use crate::settings::Settings;
 use crate::summary::{self, Experiment, Summary};
 
 /// A planning run that is done.
@@ -44,8 +46,8 @@ pub fn run(
     Ok(PlanRun { rows, summary })
 }
 
-/// Like [`run()`], with rows in `<folder>/<label>_<modality>.jsonl` and the summary beside them, named so that
-/// [`crate::gap::read_folder`] finds it. Returns the summary's path too.
+/// Like [`run()`], with rows in `<folder>/<label>_<modality>.jsonl`, and beside them the summary, named so that
+/// [`crate::gap::read_folder`] finds it, and the analysis ([`crate::analysis`]). Returns the summary's path too.
 pub fn run_to_folder(
     client: &mut dyn Client,
     label: &str,
@@ -55,8 +57,10 @@ pub fn run_to_folder(
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(PlanRun, PathBuf)> {
-    let stem = format!("{label}_{}", options.modality);
+    let stem = stem(label, options);
     let output = format!("{stem}.jsonl");
+    Settings::new(client.name(), options, &|case| case.ask_for_plan(prompts, options.modality))?
+        .keep(&folder.join(format!("{stem}.run.json")), options.resume)?;
     let mut done = run(client, cases, prompts, options, Some(&folder.join(&output)), progress)?;
     done.summary.experiment = Some(Experiment {
         model_label: label.to_string(),
@@ -66,7 +70,27 @@ pub fn run_to_folder(
     });
     let path = folder.join(format!("{stem}.summary.json"));
     json::write(&path, &done.summary)?;
+    json::write(&folder.join(format!("{stem}.analysis.json")), &analysis::of_plans(&done.rows))?;
     Ok((done, path))
+}
+
+/// What [`run_to_folder`] would ask, without asking or writing.
+///
+/// # Errors
+/// When rows that are there already cannot be read, or a prompt cannot be filled in.
+pub fn pending(
+    label: &str,
+    cases: &[EvalCase],
+    prompts: &Prompts,
+    options: &RunOptions,
+    folder: &Path,
+) -> Result<Vec<Request>> {
+    let file = folder.join(format!("{}.jsonl", stem(label, options)));
+    run::pending::<PlanRow>(cases, options, &file, &|case| case.ask_for_plan(prompts, options.modality))
+}
+
+fn stem(label: &str, options: &RunOptions) -> String {
+    format!("{label}_{}", options.modality)
 }
 
 /// The row of an answer.
@@ -78,6 +102,8 @@ fn score(case: &EvalCase, answer: Answer, options: &RunOptions) -> PlanRow {
         level: Some(case.level),
         dataset_line_index: case.dataset_line_index,
         modality: Some(options.modality.to_string()),
+        board: Some(case.board.key()),
+        prompt_tokens: answer.prompt_tokens,
         answer_tokens: answer.tokens,
         truncated: answer.truncated,
         error: answer.error,

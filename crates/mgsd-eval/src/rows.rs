@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::sync::Syncer;
 
 /// What every row file has in common: which case a row answers and whether it failed.
 pub trait Row: Serialize + DeserializeOwned {
@@ -39,6 +39,9 @@ pub struct PlanRow {
     /// `image` or `text`: how the board was shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modality: Option<String>,
+    /// The board's key ([`mgsd_tasks::Board::key`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub board: Option<String>,
     /// The model's whole answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer_text: Option<String>,
@@ -48,6 +51,9 @@ pub struct PlanRow {
     /// The benchmark's verdict, with the fields of `mgsd tasks score --rules benchmark`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_result: Option<Value>,
+    /// Tokens in the question, pictures included, where the client tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<u64>,
     /// Tokens in the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer_tokens: Option<u64>,
@@ -126,24 +132,31 @@ pub fn latest<R: Row>(rows: Vec<R>) -> Vec<R> {
     place.into_values().collect()
 }
 
-/// A row file open for appending.
+/// A row file open for appending. Every row reaches the operating system before [`RowLog::append`] returns, and the
+/// disk as soon as the disk can.
 pub struct RowLog {
     path: PathBuf,
     file: File,
-    synced: Instant,
+    syncer: Syncer,
 }
 
-/// How often appended rows are forced to the disk; every row reaches the operating system at once.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
-
 impl RowLog {
-    /// Starts an empty file, replacing what is there.
+    fn over(path: &Path, file: File) -> Result<Self> {
+        let syncer = Syncer::start(&file).map_err(Error::io("syncing", path))?;
+        Ok(Self { path: path.to_path_buf(), file, syncer })
+    }
+
+    /// Starts an empty file. Rows that are there already are kept beside it under the same name with `.old`.
     pub fn create(path: &Path) -> Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io("creating the folder", folder))?;
         }
-        let file = File::create(path).map_err(Error::io("creating", path))?;
-        Ok(Self { path: path.to_path_buf(), file, synced: Instant::now() })
+        if std::fs::metadata(path).is_ok_and(|there| there.is_file() && there.len() > 0) {
+            let mut old = path.as_os_str().to_os_string();
+            old.push(".old");
+            std::fs::rename(path, old).map_err(Error::io("setting aside", path))?;
+        }
+        Self::over(path, File::create(path).map_err(Error::io("creating", path))?)
     }
 
     /// Opens a file to go on with it: gives the rows that are there and cuts off a torn last line. A missing file is
@@ -160,7 +173,7 @@ impl RowLog {
         if sound > 0 && bytes[sound - 1] != b'\n' {
             file.write_all(b"\n").map_err(Error::io("writing", path))?;
         }
-        Ok((Self { path: path.to_path_buf(), file, synced: Instant::now() }, rows))
+        Ok((Self::over(path, file)?, rows))
     }
 
     /// Appends one row as one line in one write.
@@ -169,16 +182,12 @@ impl RowLog {
             .map_err(|error| Error::Json { path: self.path.clone(), message: error.to_string() })?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(Error::io("writing", &self.path))?;
-        if self.synced.elapsed() >= SYNC_EVERY {
-            self.sync()?;
-        }
-        Ok(())
+        self.syncer.written().map_err(Error::io("syncing", &self.path))
     }
 
-    /// Forces all rows to the disk.
+    /// Waits until all rows are on the disk.
     pub fn sync(&mut self) -> Result<()> {
-        self.synced = Instant::now();
-        self.file.sync_data().map_err(Error::io("syncing", &self.path))
+        self.syncer.wait().map_err(Error::io("syncing", &self.path))
     }
 }
 
@@ -235,6 +244,17 @@ mod tests {
         assert_eq!(rows.len(), 1);
         log.append(&row("b", None)).expect("append");
         assert_eq!(read::<PlanRow>(&path).expect("read").len(), 2);
+    }
+
+    #[test]
+    fn starting_over_sets_the_earlier_rows_aside() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("rows.jsonl");
+        for case_id in ["paid for", "new"] {
+            RowLog::create(&path).and_then(|mut log| log.append(&row(case_id, None))).expect("rows");
+        }
+        assert_eq!(read::<PlanRow>(&path).expect("read")[0].case_id, "new");
+        assert_eq!(read::<PlanRow>(&folder.path().join("rows.jsonl.old")).expect("read")[0].case_id, "paid for");
     }
 
     #[test]

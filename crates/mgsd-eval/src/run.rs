@@ -53,8 +53,47 @@ pub struct Progress {
     pub failed: usize,
 }
 
+/// What a run with these options would ask: the requests of the cases that have no row yet. Nothing is written.
+pub(crate) fn pending<R: Row>(
+    cases: &[EvalCase],
+    options: &RunOptions,
+    file: &Path,
+    question: &dyn Fn(&EvalCase) -> Result<Vec<Message>>,
+) -> Result<Vec<Request>> {
+    let earlier: Vec<R> = match options.resume {
+        Resume::Continue if file.exists() => crate::rows::read(file)?,
+        _ => Vec::new(),
+    };
+    Ok(still_open(cases, options, &earlier, question)?.1)
+}
+
+/// The cases without an answer, by their places, and their requests.
+fn still_open<R: Row>(
+    cases: &[EvalCase],
+    options: &RunOptions,
+    earlier: &[R],
+    question: &dyn Fn(&EvalCase) -> Result<Vec<Message>>,
+) -> Result<(Vec<usize>, Vec<Request>)> {
+    let answered = done(earlier);
+    let (mut open, mut requests) = (Vec::new(), Vec::new());
+    for (index, case) in cases.iter().enumerate() {
+        if answered.contains(&case.case_id) {
+            continue;
+        }
+        open.push(index);
+        requests.push(Request {
+            messages: question(case)?,
+            max_new_tokens: options.max_new_tokens,
+            temperature: options.temperature,
+            top_p: options.top_p,
+            seed: options.seed.wrapping_add(index as u64),
+        });
+    }
+    Ok((open, requests))
+}
+
 /// Asks about every case that has no row yet. `file` is where rows are kept; without it they live in memory only.
-/// Returns one row a case, in the order of the cases.
+/// Returns one row a case, in the order of the cases; none for a case that the client left unasked.
 pub(crate) fn run<R: Row + Clone>(
     client: &mut dyn Client,
     cases: &[EvalCase],
@@ -72,22 +111,7 @@ pub(crate) fn run<R: Row + Clone>(
             (Some(log), rows)
         }
     };
-    let answered = done(&earlier);
-    let mut open = Vec::new();
-    let mut requests = Vec::new();
-    for (index, case) in cases.iter().enumerate() {
-        if answered.contains(&case.case_id) {
-            continue;
-        }
-        open.push(index);
-        requests.push(Request {
-            messages: question(case)?,
-            max_new_tokens: options.max_new_tokens,
-            temperature: options.temperature,
-            top_p: options.top_p,
-            seed: options.seed.wrapping_add(index as u64),
-        });
-    }
+    let (open, requests) = still_open(cases, options, &earlier, question)?;
     let mut state = Progress { done: cases.len() - open.len(), total: cases.len(), failed: 0 };
     progress(state);
     let mut rows = earlier;

@@ -37,6 +37,7 @@ mod render;
 mod resample;
 pub mod rng;
 pub mod score;
+pub mod stated;
 mod tiles;
 mod types;
 

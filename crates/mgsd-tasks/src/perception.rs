@@ -271,7 +271,7 @@ fn skip_blanks(text: &str) -> &str {
 }
 
 /// The entries of a numbered list by number; a repeated number replaces the earlier one.
-fn sections(text: &str) -> BTreeMap<u64, &str> {
+pub(crate) fn sections(text: &str) -> BTreeMap<u64, &str> {
     let mut heads: Vec<(u64, usize, usize)> = Vec::new();
     let mut start = 0;
     for line in text.split_inclusive('\n') {
@@ -298,7 +298,7 @@ fn number_starts(text: &str) -> impl Iterator<Item = usize> + '_ {
 }
 
 /// The first `AxB`, else the first number standing alone, taken twice.
-fn size(text: &str) -> Option<(u64, u64)> {
+pub(crate) fn size(text: &str) -> Option<(u64, u64)> {
     for start in number_starts(text) {
         if let Some((a, rest)) = number(&text[start..])
             && let Some(rest) = skip_blanks(rest).strip_prefix(['x', 'X'])
@@ -320,7 +320,7 @@ fn size(text: &str) -> Option<(u64, u64)> {
 }
 
 /// The `(r,c)` of a text, each with the text after it.
-fn cells(text: &str) -> impl Iterator<Item = ((u64, u64), &str)> {
+pub(crate) fn cells(text: &str) -> impl Iterator<Item = ((u64, u64), &str)> {
     text.match_indices('(').filter_map(|(i, _)| {
         let (row, rest) = number(&text[i + 1..])?;
         let (col, rest) = number(skip_blanks(skip_blanks(rest).strip_prefix(',')?))?;
@@ -335,7 +335,7 @@ fn directions(text: &str) -> BTreeSet<Direction> {
 }
 
 /// The cells followed by a colon, each with the directions in the rest of its line. An empty rest takes the next line.
-fn openings(text: &str) -> BTreeMap<(u64, u64), BTreeSet<Direction>> {
+pub(crate) fn openings(text: &str) -> BTreeMap<(u64, u64), BTreeSet<Direction>> {
     let mut found = BTreeMap::new();
     let mut rest = text;
     while let Some((cell, after)) = cells(rest).find(|(_, after)| skip_blanks(after).starts_with(':')) {

@@ -1,8 +1,10 @@
-//! Readers of the two public benchmarks: DiffThinker's FrozenLake maps and VisualPlanning's maze and MiniBehaviour.
+//! Readers of the two public benchmarks: DiffThinker's FrozenLake maps and VisualPlanning's maze and MiniBehaviour; and
+//! [`vlmevalkit`], which writes boards for another evaluation tool.
 
 mod diffthinker;
 mod png;
 mod visual_planning;
+pub mod vlmevalkit;
 
 use std::path::{Path, PathBuf};
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
+use super::explorer::Explorer;
 use crate::demo::{MACRO, short_task};
 use crate::perception::{self, PerceptionRow};
 use crate::rows::{PlanRow, Row};
@@ -28,8 +29,11 @@ pub struct ReportData {
     pub stages: Vec<Stage>,
     /// Training curves.
     pub curves: Vec<Curve>,
-    /// Boards with the model's plan drawn on them.
+    /// A board of each task after each stage, with the model's plan drawn on it.
     pub gallery: Vec<BoardCard>,
+    /// Every answer, for the part of the page with filters.
+    #[serde(default)]
+    pub explorer: Explorer,
     /// How to make this page again, and anything else that belongs at its end.
     pub footer: Vec<String>,
 }

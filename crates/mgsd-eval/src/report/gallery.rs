@@ -1,4 +1,4 @@
-//! Boards with the model's plan drawn on them: one board through all stages, and all boards with filters.
+//! One board of each task through all stages, with the model's plan drawn on it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,22 +6,13 @@ use std::fmt::Write as _;
 use super::data::{BoardCard, Outcome, ReportData};
 use super::html::{escape, section, task_name};
 
-/// How many boards are shown before "show more" when scripts run.
-const FIRST_SHOWN: usize = 48;
-
-/// One board of each task through all stages, then all boards.
-pub fn render(out: &mut String, data: &ReportData) {
-    stages_of_one_board(out, data);
-    all_boards(out, data);
-}
-
 fn stage_label<'a>(data: &'a ReportData, key: &'a str) -> &'a str {
     data.stages.iter().find(|stage| stage.key == key).map_or(key, |stage| &stage.label)
 }
 
 /// For each task the first board that every stage answered from its picture; one that ends solved where there is one,
-/// since that is what the sequence is about (the gallery below shows the rest).
-fn stages_of_one_board(out: &mut String, data: &ReportData) {
+/// since that is what the sequence is about (the boards with filters show the rest).
+pub fn render(out: &mut String, data: &ReportData) {
     if data.stages.len() < 2 {
         return;
     }
@@ -97,128 +88,4 @@ fn verdict(card: &BoardCard) -> String {
         Outcome::Unparsed => ("none", "?"),
     };
     format!("<span class=\"verdict {class}\"><span aria-hidden=\"true\">{mark}</span> {}</span>", escape(&card.verdict))
-}
-
-fn plan(card: &BoardCard) -> String {
-    if card.actions.is_empty() {
-        return String::new();
-    }
-    let mut shown = String::new();
-    for action in &card.actions {
-        match action.to_ascii_lowercase().as_str() {
-            "left" | "l" => shown.push('\u{2190}'),
-            "down" | "d" => shown.push('\u{2193}'),
-            "right" | "r" => shown.push('\u{2192}'),
-            "up" | "u" => shown.push('\u{2191}'),
-            other => {
-                let _ = write!(shown, " {} ", escape(other));
-            }
-        }
-    }
-    let shortest = match card.shortest {
-        Some(shortest) => format!("<small>{} steps, shortest {shortest}</small>", card.actions.len()),
-        None => format!("<small>{} steps</small>", card.actions.len()),
-    };
-    let spoken = escape(&card.actions.join(", "));
-    format!("<p class=\"plan\"><span role=\"img\" aria-label=\"plan: {spoken}\">{}</span> {shortest}</p>", shown.trim())
-}
-
-fn all_boards(out: &mut String, data: &ReportData) {
-    if data.gallery.is_empty() {
-        return;
-    }
-    section(out, "boards", "Boards", "Every board that this page carries, right ones and wrong ones.");
-    let _ = write!(out, "<div id=\"filters\" class=\"filters\" hidden data-first=\"{FIRST_SHOWN}\">");
-    filter(out, "task", "Task", data.gallery.iter().map(|card| card.task.as_str()), |task| task_name(task).to_string());
-    filter(out, "stage", "Stage", data.gallery.iter().map(|card| card.stage.as_str()), |key| {
-        stage_label(data, key).to_string()
-    });
-    filter(out, "modality", "Shown as", data.gallery.iter().map(|card| card.modality.as_str()), |modality| {
-        if modality == "image" { "picture".to_string() } else { modality.to_string() }
-    });
-    filter(out, "outcome", "Outcome", data.gallery.iter().map(|card| outcome_key(card.outcome)), |key| {
-        let name = match key {
-            "optimal" => "shortest plan",
-            "solved" => "solved, longer",
-            "failed" => "failed",
-            _ => "no plan",
-        };
-        name.to_string()
-    });
-    let _ = write!(
-        out,
-        "<p id=\"count\" role=\"status\">{} boards</p></div><div class=\"cards\" id=\"cards\">",
-        data.gallery.len()
-    );
-    for card in &data.gallery {
-        let modality = if card.modality == "image" { "picture" } else { &card.modality };
-        let _ = write!(
-            out,
-            "<article class=\"card\" data-task=\"{}\" data-stage=\"{}\" data-modality=\"{}\" data-outcome=\"{}\">{}\
-             <div class=\"card-body\"><h3>{} <small>{side}\u{d7}{side}</small></h3><p class=\"meta\">{}, from the {}</p>{}{}",
-            escape(&card.task),
-            escape(&card.stage),
-            escape(&card.modality),
-            outcome_key(card.outcome),
-            picture(card),
-            escape(task_name(&card.task)),
-            escape(stage_label(data, &card.stage)),
-            escape(modality),
-            verdict(card),
-            plan(card),
-            side = card.level
-        );
-        if !card.answer.is_empty() {
-            let _ = write!(out, "<details><summary>Answer</summary><pre>{}</pre></details>", escape(&card.answer));
-        }
-        out.push_str("</div></article>");
-    }
-    out.push_str("</div><button id=\"more\" class=\"more\" hidden>Show more</button></section>");
-}
-
-fn outcome_key(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Optimal => "optimal",
-        Outcome::Solved => "solved",
-        Outcome::Failed => "failed",
-        Outcome::Unparsed => "unparsed",
-    }
-}
-
-/// A row of buttons for the values that occur, in the order in which they do; nothing when there is no choice.
-fn filter<'a>(
-    out: &mut String,
-    key: &str,
-    label: &str,
-    values: impl Iterator<Item = &'a str>,
-    name: impl Fn(&str) -> String,
-) {
-    let mut known: Vec<(&str, usize)> = Vec::new();
-    for value in values {
-        match known.iter_mut().find(|(other, _)| *other == value) {
-            Some((_, count)) => *count += 1,
-            None => known.push((value, 1)),
-        }
-    }
-    if known.len() < 2 {
-        return;
-    }
-    if key == "outcome" {
-        let order = ["optimal", "solved", "failed", "unparsed"];
-        known.sort_by_key(|(value, _)| order.iter().position(|other| other == value));
-    }
-    let _ = write!(
-        out,
-        "<div role=\"group\" aria-label=\"{label}\"><span class=\"group\">{label}</span>\
-         <button data-key=\"{key}\" data-value=\"\" aria-pressed=\"true\">all</button>"
-    );
-    for (value, count) in known {
-        let _ = write!(
-            out,
-            "<button data-key=\"{key}\" data-value=\"{}\" aria-pressed=\"false\">{} <small>{count}</small></button>",
-            escape(value),
-            escape(&name(value))
-        );
-    }
-    out.push_str("</div>");
 }

@@ -1,13 +1,16 @@
-//! The report: one HTML file that holds everything it shows, asks nothing of the network, and can be read without
-//! scripts (they only filter the boards).
+//! The report: one HTML file that holds everything it shows and asks nothing of the network. Its figures and tables need
+//! no script; the boards with filters are drawn by one, from a few dozen bytes a board.
 
 mod card;
 mod curves;
 mod data;
+mod explorer;
+mod explorer_page;
 mod gallery;
 mod gap_chart;
 mod html;
 mod runs;
+mod sheets;
 mod tables;
 
 use std::fmt::Write as _;
@@ -18,6 +21,7 @@ pub use data::{
     png_data_url, verdict,
 };
 
+pub use explorer::{Evaluation, Explorer, LastStep, ShownAnswer, ShownBoard};
 pub use runs::read_runs;
 
 use crate::error::Result;
@@ -25,10 +29,14 @@ use crate::json;
 use html::escape;
 
 const STYLE: &str = include_str!("../../assets/report.css");
+const BOARDS: &str = include_str!("../../assets/boards.js");
 const SCRIPT: &str = include_str!("../../assets/report.js");
 
 /// The page as text.
-pub fn render(data: &ReportData) -> String {
+///
+/// # Errors
+/// When the page's own tiles cannot be drawn.
+pub fn render(data: &ReportData) -> Result<String> {
     let mut out =
         String::with_capacity(64 * 1024 + data.gallery.iter().map(|card| card.picture.len() * 2).sum::<usize>());
     let title = escape(&data.title);
@@ -69,6 +77,8 @@ pub fn render(data: &ReportData) -> String {
     curves::render(&mut out, data);
     gallery::render(&mut out, data);
     tables::planning(&mut out, data);
+    sheets::render(&mut out, data);
+    explorer_page::render(&mut out, data)?;
     if !data.footer.is_empty() {
         out.push_str("<footer>");
         for line in &data.footer {
@@ -76,8 +86,8 @@ pub fn render(data: &ReportData) -> String {
         }
         out.push_str("</footer>");
     }
-    let _ = write!(out, "</main><script>{SCRIPT}</script></body></html>");
-    out
+    let _ = write!(out, "</main><script>{BOARDS}{SCRIPT}</script></body></html>");
+    Ok(out)
 }
 
 /// What happened in each stage, under the figure that names them.
@@ -94,5 +104,5 @@ fn stage_notes(out: &mut String, data: &ReportData) {
 
 /// Writes the page, whole or not at all.
 pub fn write(path: &Path, data: &ReportData) -> Result<()> {
-    json::write_whole(path, render(data).as_bytes())
+    json::write_whole(path, render(data)?.as_bytes())
 }

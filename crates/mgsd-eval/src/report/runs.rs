@@ -10,12 +10,11 @@ use serde_json::Value;
 use super::data::{BoardCard, Curve, Fact, Headline, Outcome, ReportData, Series, Stage, png_data_url, verdict};
 use crate::demo::{Demo, MACRO};
 use crate::error::{Error, Result};
+use crate::failures;
 use crate::perception::PerceptionRow;
-use crate::rows::{self, PlanRow};
+use crate::rows::{self, PlanRow, Row};
 
-/// Boards shown of each stage, task and outcome.
-const CARDS: usize = 4;
-/// Side of a board in the gallery, in pixels.
+/// Side of a board in the strips, in pixels.
 const CARD_SIZE: usize = 192;
 /// Seed of the bootstrap intervals.
 const SEED: u64 = 0;
@@ -28,21 +27,24 @@ const STAGES: [[&str; 3]; 3] = [
 ];
 
 /// Reads run folders: evaluation rows (`*_image.jsonl`, `*_text.jsonl`, `*_perception.jsonl`, in the folder or its
-/// `eval/`), training metrics (`*/metrics.jsonl`), boards below `data/`, and `demo.json`.
+/// `eval/`), training metrics (`*/metrics.jsonl`), and `demo.json`. Boards come from the rows, or, where rows do not
+/// carry them, from task folders below `data/`.
 ///
 /// # Errors
 /// When a folder cannot be read, or holds nothing to report.
 pub fn read_runs(folders: &[PathBuf]) -> Result<ReportData> {
     let mut data = ReportData { title: "From reading the picture to planning from it".into(), ..ReportData::default() };
+    let mut shown = Vec::new();
     for folder in folders {
         let prefix = if folders.len() > 1 { format!("{}: ", name(folder)) } else { String::new() };
         let boards = read_boards(&folder.join("data"));
         for sub in [folder.clone(), folder.join("eval")] {
-            add_evaluations(&mut data, &sub, &prefix, &boards)?;
+            add_evaluations(&mut data, &mut shown, &sub, &prefix, &boards)?;
         }
         add_training(&mut data, folder, &prefix)?;
         add_demo(&mut data, folder)?;
     }
+    data.gallery = strips(&shown);
     if data.stages.is_empty() && data.curves.is_empty() {
         let path = folders.first().cloned().unwrap_or_default();
         return Err(Error::Json {
@@ -84,7 +86,16 @@ fn read_boards(root: &Path) -> BTreeMap<String, Board> {
     boards
 }
 
-fn add_evaluations(data: &mut ReportData, folder: &Path, prefix: &str, boards: &BTreeMap<String, Board>) -> Result<()> {
+/// A stage's key and its picture rows, each with its board.
+type Shown = (String, BTreeMap<String, (PlanRow, Board)>);
+
+fn add_evaluations(
+    data: &mut ReportData,
+    shown: &mut Vec<Shown>,
+    folder: &Path,
+    prefix: &str,
+    boards: &BTreeMap<String, Board>,
+) -> Result<()> {
     let mut labels: Vec<String> = Vec::new();
     for path in entries(folder) {
         let file = name(&path);
@@ -109,42 +120,56 @@ fn add_evaluations(data: &mut ReportData, folder: &Path, prefix: &str, boards: &
         let key = format!("{prefix}{label}");
         let stage = Stage::from_rows([&key, &format!("{prefix}{title}"), note], &image, &text, &perception, SEED);
         data.stages.push(stage);
-        add_cards(data, &key, &image, boards);
+        let title = format!("{prefix}{title}");
+        data.explorer.add(&title, "image", &image, boards);
+        data.explorer.add(&title, "text", &text, boards);
+        let with_board = |row: PlanRow| {
+            let board = failures::board_of(&row).or_else(|| boards.get(&row.case_id).cloned())?;
+            Some((row.case_id.clone(), (row, board)))
+        };
+        shown.push((key, image.into_iter().filter(|row| !row.failed()).filter_map(with_board).collect()));
     }
     Ok(())
 }
 
-/// A few boards of each task and outcome, with the plan drawn on them.
-fn add_cards(data: &mut ReportData, stage: &str, image: &[PlanRow], boards: &BTreeMap<String, Board>) {
-    let pictures = RenderOptions { image_size: CARD_SIZE, tiles: TileSet::drawn() };
-    let mut shown: BTreeMap<(String, Outcome), usize> = BTreeMap::new();
-    for row in image.iter().filter(|row| row.error.is_none()) {
-        let Some(board) = boards.get(&row.case_id) else { continue };
-        let outcome = Outcome::of(row);
-        let count = shown.entry((row.task.clone(), outcome)).or_default();
-        if *count == CARDS {
-            continue;
-        }
-        *count += 1;
-        let answer = row.answer_text.clone().unwrap_or_default();
-        let plan = Plan(parse_benchmark(board.task(), &answer).actions);
-        let Ok(mut picture) = board.render(&pictures) else { continue };
-        mgsd_tasks::draw_plan(board, &plan, &mut picture);
-        let Ok(png) = picture.to_png() else { continue };
-        data.gallery.push(BoardCard {
-            case_id: row.case_id.clone(),
-            task: row.task.clone(),
-            stage: stage.to_string(),
-            level: row.level.unwrap_or(0),
-            modality: "image".into(),
-            outcome,
-            verdict: verdict(row),
-            actions: row.actions.clone().unwrap_or_default(),
-            shortest: board.solve().map(|plan| plan.len() as u64),
-            answer,
-            picture: png_data_url(&png),
-        });
+/// For each task the first board that every stage answered from its picture, rather one that the first stage fails and
+/// the last one solves: its cards, stage by stage.
+fn strips(shown: &[Shown]) -> Vec<BoardCard> {
+    let (Some((_, first)), Some((_, last))) = (shown.first(), shown.last()) else { return Vec::new() };
+    if shown.len() < 2 {
+        return Vec::new();
     }
+    let pictures = RenderOptions { image_size: CARD_SIZE, tiles: TileSet::drawn() };
+    let mut cards = Vec::new();
+    for task in Task::ALL {
+        let everywhere = |(id, (_, board)): &(&String, &(PlanRow, Board))| {
+            board.task() == task && shown.iter().all(|(_, rows)| rows.get(*id).is_some_and(|(_, other)| other == board))
+        };
+        let candidates = || first.iter().filter(everywhere).map(|(id, _)| id);
+        let tells = |id: &&String| !first[*id].0.flag("success") && last[*id].0.flag("success");
+        let Some(id) = candidates().find(tells).or_else(|| candidates().next()) else { continue };
+        cards.extend(shown.iter().filter_map(|(stage, rows)| card(stage, &rows[id].0, &rows[id].1, &pictures)));
+    }
+    cards
+}
+
+fn card(stage: &str, row: &PlanRow, board: &Board, pictures: &RenderOptions) -> Option<BoardCard> {
+    let answer = row.answer_text.clone().unwrap_or_default();
+    let mut picture = board.render(pictures).ok()?;
+    mgsd_tasks::draw_plan(board, &Plan(parse_benchmark(board.task(), &answer).actions), &mut picture);
+    Some(BoardCard {
+        case_id: row.case_id.clone(),
+        task: row.task.clone(),
+        stage: stage.to_string(),
+        level: row.level.unwrap_or(0),
+        modality: "image".into(),
+        outcome: Outcome::of(row),
+        verdict: verdict(row),
+        actions: row.actions.clone().unwrap_or_default(),
+        shortest: board.solve().map(|plan| plan.len() as u64),
+        answer,
+        picture: png_data_url(&picture.to_png().ok()?),
+    })
 }
 
 /// One chart a quantity: (metric, title, axis, whether it is a share, whether the axis is logarithmic).

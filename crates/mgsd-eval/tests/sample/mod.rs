@@ -1,8 +1,10 @@
 //! A report of invented numbers, for looking at the design and for tests of the page.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use mgsd_eval::perception::PerceptionRow;
-use mgsd_eval::report::{BoardCard, Curve, Fact, Headline, Outcome, ReportData, Series, Stage, verdict};
+use mgsd_eval::report::{BoardCard, Curve, Explorer, Fact, Headline, Outcome, ReportData, Series, Stage, verdict};
 use mgsd_eval::rows::PlanRow;
 
 const TASKS: [(&str, [u32; 2], &[&str]); 3] = [
@@ -67,7 +69,11 @@ fn plan_rows(stage: usize, modality: &str) -> Vec<PlanRow> {
                 task: task.to_string(),
                 level: Some(level),
                 modality: Some(modality.to_string()),
-                answer_text: Some(format!("1. {level}x{level}\n2. (0,0)\n3. (2,2)\n4. (1,1); (2,0)\nRoute: R (0,1) D (1,1)\n<answer>RDDR</answer>")),
+                answer_text: Some(if case == 1 {
+                    "<script>alert(1)</script>".to_string()
+                } else {
+                    format!("1. {level}x{level}\n2. (0,0)\n3. (2,2)\n4. (1,1); (2,0)\nRoute: R (0,1) D (1,1)\n<answer>RDDR</answer>")
+                }),
                 actions: Some(actions.collect()),
                 eval_result: Some(serde_json::json!({
                     "parse_success": parsed, "success": solved, "optimal_success": optimal,
@@ -145,7 +151,7 @@ fn gallery() -> Vec<BoardCard> {
     for (index, [key, ..]) in STAGES.iter().enumerate() {
         for modality in ["image", "text"] {
             let rows = plan_rows(index, modality);
-            for (at, row) in
+            for (_, row) in
                 rows.iter().enumerate().filter(|(at, _)| at % 210 < if modality == "image" { 10 } else { 3 })
             {
                 let number = |name: &str| row.eval_result.as_ref()?.get(name)?.as_u64();
@@ -159,11 +165,7 @@ fn gallery() -> Vec<BoardCard> {
                     verdict: verdict(row),
                     actions: row.actions.clone().unwrap_or_default(),
                     shortest: number("expected_action_count"),
-                    answer: if at == 1 {
-                        "<script>alert(1)</script>".into()
-                    } else {
-                        row.answer_text.clone().unwrap_or_default()
-                    },
+                    answer: row.answer_text.clone().unwrap_or_default(),
                     picture: picture(row),
                 });
             }
@@ -229,6 +231,12 @@ fn curves() -> Vec<Curve> {
 
 /// The whole sample.
 pub fn report() -> ReportData {
+    let mut explorer = Explorer::default();
+    for (index, [_, label, _]) in STAGES.iter().enumerate() {
+        for modality in ["image", "text"] {
+            explorer.add(label, modality, &plan_rows(index, modality), &BTreeMap::new());
+        }
+    }
     let stages: Vec<Stage> = STAGES
         .iter()
         .enumerate()
@@ -260,6 +268,7 @@ pub fn report() -> ReportData {
         stages,
         curves: curves(),
         gallery: gallery(),
+        explorer,
         footer: vec!["Made again by: mgsd demo --seed 0".into(), "The numbers on this page are invented.".into()],
     }
 }

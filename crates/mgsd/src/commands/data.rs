@@ -1,11 +1,16 @@
 //! `mgsd data`: training files from boards, and perception answers scored.
 
-use super::tasks::{Instances, response_rows, write_lines};
+use super::tasks::{Instances, response_rows, tile_set, write_lines};
 use crate::console::Console;
+use anyhow::Context;
+use mgsd_data::benchmarks::{
+    self,
+    vlmevalkit::{self, Question, Record},
+};
 use mgsd_data::opcd::{self, RowOrder, SelectOptions};
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_data::{folder, perception_sft};
-use mgsd_tasks::{Task, perception};
+use mgsd_tasks::{RenderOptions, Task, perception};
 use std::path::{Path, PathBuf};
 
 /// Turn boards into training files, and score perception answers.
@@ -14,6 +19,40 @@ pub enum Command {
     Perception(Perception),
     ScorePerception(ScorePerception),
     Opcd(Opcd),
+    Vlmevalkit(VlmEvalKit),
+}
+
+/// Write boards as a VLMEvalKit data set (TSV with base64 pictures).
+///
+/// Example: mgsd data vlmevalkit --benchmark bench --out visual_planning.tsv
+#[derive(clap::Args)]
+pub struct VlmEvalKit {
+    /// Task folder.
+    #[arg(long, conflicts_with = "benchmark", required_unless_present = "benchmark")]
+    data: Option<PathBuf>,
+    /// Folder of a public benchmark.
+    #[arg(long)]
+    benchmark: Option<PathBuf>,
+    /// Benchmark split.
+    #[arg(long, default_value = "test")]
+    split: String,
+    #[command(flatten)]
+    which: Which,
+    /// At most this many boards of each task of a benchmark.
+    #[arg(long, requires = "benchmark")]
+    samples_per_task: Option<usize>,
+    /// What is asked: plan or perception.
+    #[arg(long, default_value = "plan", value_parser = ["plan", "perception"])]
+    ask: String,
+    /// File to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Texts around the boards: standard, compact, or a folder.
+    #[arg(long, default_value = "standard")]
+    prompts: String,
+    /// Folder with FrozenLake tiles, for boards that are drawn anew.
+    #[arg(long)]
+    tiles: Option<PathBuf>,
 }
 
 /// Write perception questions with their answers as LLaMA-Factory sharegpt records.
@@ -108,6 +147,7 @@ pub fn run(command: Command, console: &Console) -> anyhow::Result<()> {
         Command::Perception(args) => perception_records(&args, console),
         Command::ScorePerception(args) => score_perception(&args, console),
         Command::Opcd(args) => opcd_rows(&args, console),
+        Command::Vlmevalkit(args) => vlmevalkit_file(&args, console),
     }
 }
 
@@ -167,4 +207,28 @@ fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
         counts.insert(name.to_string(), rows.len().into());
     }
     console.result(&counts)
+}
+
+fn vlmevalkit_file(args: &VlmEvalKit, console: &Console) -> anyhow::Result<()> {
+    let (prompts, pictures) =
+        (Prompts::open(&args.prompts)?, RenderOptions { image_size: 256, tiles: tile_set(args.tiles.as_deref())? });
+    let ask = if args.ask == "plan" { Question::Plan } else { Question::Perception };
+    let count = if let Some(root) = &args.benchmark {
+        let options = benchmarks::Options {
+            tasks: args.which.tasks.clone(),
+            levels: args.which.levels.clone(),
+            split: args.split.clone(),
+            samples_per_task: args.samples_per_task,
+            ..benchmarks::Options::default()
+        };
+        let cases = benchmarks::read(root, &options)?;
+        vlmevalkit::write(&args.out, cases.iter().map(|case| Record::from_case(case, ask, &prompts, &pictures)))?
+    } else {
+        let root = args.data.as_ref().context("--data or --benchmark must say which boards")?;
+        let examples = folder::read(root, &args.which.filter())?;
+        let records = examples.iter().map(|example| Record::from_example(example, ask, &prompts, &pictures));
+        vlmevalkit::write(&args.out, records)?
+    };
+    console.say(format_args!("{count} boards in {}", args.out.display()));
+    console.result(&serde_json::json!({"boards": count, "out": args.out}))
 }
