@@ -71,6 +71,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     };
     let control = Control { stop: interrupt::install()?, resume: args.resume, device, world, progress: Some(&show) };
     let summary = mgsd_train::run(&recipe, &control)?;
+    if !control.world.writes() {
+        return Ok(());
+    }
     console.say(format_args!("{} steps in {:.0} s: {}", summary.steps, summary.seconds, summary.result.display()));
     console.result(&serde_json::json!({
         "steps": summary.steps, "seconds": summary.seconds, "metrics": object(&summary.metrics),
