@@ -130,7 +130,7 @@ mod tests {
                 assert!(plan.blocks / plan.split * plan.passes * plan.warps >= tiles, "{plan:?}");
                 assert!(plan.blocks <= 132 && plan.split <= width / STEP && SHARED.contains(&plan.shared), "{plan:?}");
                 assert!(plan.split == 1 || plan.passes == 1, "{plan:?}");
-                assert!(plan.rows >= rows && plan.warps % 4 == 0 && plan.stages >= 3, "{plan:?}");
+                assert!(plan.rows >= rows && plan.warps.is_multiple_of(4) && plan.stages >= 3, "{plan:?}");
             }
         }
     }
