@@ -155,6 +155,22 @@ fn greedy_generation_gives_the_ids_of_transformers_however_requests_share_the_sl
     });
 }
 
+#[test]
+fn a_generator_gives_the_same_answers_again_after_its_rows_became_few() {
+    each_case(|case, model, _, rows| {
+        // Of different lengths, so that the rows of a step become few before they are many again.
+        let requests: Vec<Request> = (0..5)
+            .map(|i| request(rows.prompts[i % rows.prompts.len()].clone(), Sampling::greedy(), 2 + 3 * i))
+            .collect();
+        let mut generator = Generator::new(&model.config, 5);
+        let first = generator.generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
+        let again = generator.generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
+        for (first, again) in first.iter().zip(&again) {
+            assert_eq!(first.ids, again.ids, "{case}");
+        }
+    });
+}
+
 fn request(prompt: mgsd_model::processor::Prompt, sampling: Sampling, max_new_tokens: usize) -> Request {
     Request { prompt: Arc::new(prompt), sampling, max_new_tokens, stop: Vec::new() }
 }
