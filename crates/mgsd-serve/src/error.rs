@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address could not be listened on.
-    #[error("cannot listen on {address}: {source}; choose another with --host and --port")]
+    #[error("cannot listen on {address}; choose another with --host and --port")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -15,7 +15,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A thread or the runtime could not be started.
-    #[error("cannot start {what}: {source}")]
+    #[error("cannot start {what}")]
     Start {
         /// What was to be started.
         what: &'static str,

@@ -1,7 +1,7 @@
 //! The server: an OpenAI-compatible API over continuous batching, and the web page.
 //!
-//! Three layers: [`openai`] and [`boards`] turn JSON into jobs and answers into JSON, [`engine`] owns the model on a
-//! thread of its own, [`server`] takes care of connections and of stopping in good order.
+//! Three layers: `openai` and `boards` turn JSON into jobs and answers into JSON, `engine` owns the model on a
+//! thread of its own, `server` takes care of connections and of stopping in good order.
 
 mod app;
 mod boards;
