@@ -7,16 +7,21 @@ use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::linear::few;
 use mgsd_compute::ops::{embedding, rms_norm, rows, swiglu};
-use mgsd_compute::{Device, Tensor, Write};
+use mgsd_compute::{Tensor, Write};
 
 use crate::batch::Batch;
 use crate::config::TextConfig;
 use crate::linear::{Adapter, Linear};
 use crate::model::Keep;
 use crate::param::Parameter;
-use crate::rope::{RopeTable, text_picks};
 use crate::trace::{Observer, Tap};
 use crate::vision::VisionFeatures;
+
+mod activations;
+
+pub use activations::Recompute;
+use activations::{CheapActivations, Descent, LayerActivations, places};
+pub(crate) use activations::{TextActivations, neighbours};
 
 /// One decoder layer.
 pub struct TextLayer {
@@ -57,86 +62,6 @@ pub struct TextDecoder {
     pub(crate) config: TextConfig,
 }
 
-/// What a pass forward keeps of each layer for the pass back; the rest is made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recompute {
-    /// Everything is kept: fastest where memory is plentiful, as on a CPU.
-    Nothing,
-    /// Norms, rotations and the gated product are made again: they cost little and are a third of the memory.
-    Cheap,
-    /// Only the layer's input is kept, and the whole layer runs again.
-    Layers,
-}
-
-impl Recompute {
-    /// `Nothing` on the CPU, `Cheap` on a GPU.
-    pub fn usual(device: Device) -> Self {
-        if device.is_cpu() { Self::Nothing } else { Self::Cheap }
-    }
-}
-
-/// What one layer leaves for its pass back and what would be dear to make again.
-struct LayerActivations {
-    q_raw: Tensor,
-    k_raw: Tensor,
-    v: Tensor,
-    attended: Tensor,
-    log_sum_exp: Tensor,
-    mid: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    /// `x Aᵀ` of q, k, v, o, gate, up, down.
-    low: [Tensor; 7],
-}
-
-/// What a layer's pass back also reads, and what is cheap to make from [`LayerActivations`] and the layer's input.
-struct CheapActivations {
-    attn_in: Tensor,
-    q: Tensor,
-    k: Tensor,
-    mlp_in: Tensor,
-    gated: Tensor,
-}
-
-/// Gradients on their way down; one set for all layers.
-struct Descent {
-    stream: Tensor,
-    norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_raw: Tensor,
-    k_raw: Tensor,
-    attended: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    gated: Tensor,
-    low: Tensor,
-    nothing: Tensor,
-    /// Output of a layer that runs again; nobody reads it.
-    again: Tensor,
-}
-
-/// The decoder's buffers, resized for each batch and never given back.
-pub(crate) struct TextActivations {
-    table: RopeTable,
-    picks: Vec<(usize, usize)>,
-    pub cos: Tensor,
-    pub sin: Tensor,
-    /// Input of each layer, then the last layer's output.
-    streams: Vec<Tensor>,
-    layers: Vec<LayerActivations>,
-    cheap: Vec<CheapActivations>,
-    /// What the caller wants, and what the last pass did.
-    pub chosen: Option<Recompute>,
-    recompute: Recompute,
-    /// After the final norm.
-    pub normed: Tensor,
-    /// What steps of few rows have in between.
-    few: few::Scratch,
-    descent: Descent,
-}
-
 /// How the tokens of a pass see each other.
 pub(crate) enum Pass<'a> {
     /// Whole sequences, nothing kept.
@@ -163,89 +88,6 @@ pub(crate) struct Input<'a> {
     pub features: Option<(&'a [u32], &'a VisionFeatures)>,
     /// Whether [`TextActivations::turn`] was called for these positions already.
     pub prepared: bool,
-}
-
-impl LayerActivations {
-    fn new() -> Self {
-        Self {
-            q_raw: Tensor::empty(),
-            k_raw: Tensor::empty(),
-            v: Tensor::empty(),
-            attended: Tensor::empty(),
-            log_sum_exp: Tensor::empty(),
-            mid: Tensor::empty(),
-            gate: Tensor::empty(),
-            up: Tensor::empty(),
-            low: std::array::from_fn(|_| Tensor::empty()),
-        }
-    }
-}
-
-impl CheapActivations {
-    fn new() -> Self {
-        Self {
-            attn_in: Tensor::empty(),
-            q: Tensor::empty(),
-            k: Tensor::empty(),
-            mlp_in: Tensor::empty(),
-            gated: Tensor::empty(),
-        }
-    }
-}
-
-impl TextActivations {
-    pub fn new(config: &TextConfig) -> Self {
-        Self {
-            table: RopeTable::new(config.rope_theta, config.head_dim),
-            picks: text_picks(config.head_dim, config.mrope_section),
-            cos: Tensor::empty(),
-            sin: Tensor::empty(),
-            streams: Vec::new(),
-            layers: Vec::new(),
-            cheap: Vec::new(),
-            chosen: None,
-            recompute: Recompute::Nothing,
-            normed: Tensor::empty(),
-            few: few::Scratch::new(),
-            descent: Descent {
-                stream: Tensor::empty(),
-                norm: Tensor::empty(),
-                q: Tensor::empty(),
-                k: Tensor::empty(),
-                v: Tensor::empty(),
-                q_raw: Tensor::empty(),
-                k_raw: Tensor::empty(),
-                attended: Tensor::empty(),
-                gate: Tensor::empty(),
-                up: Tensor::empty(),
-                gated: Tensor::empty(),
-                low: Tensor::empty(),
-                nothing: Tensor::empty(),
-                again: Tensor::empty(),
-            },
-        }
-    }
-
-    /// Fills the rotary tables for `positions`.
-    pub fn turn(&mut self, device: Device, positions: &[[u32; 3]]) {
-        self.table.fill(device, &mut self.cos, &mut self.sin, positions, &self.picks);
-    }
-
-    /// Makes room for the kept activations of `layers` layers (1: nothing is kept).
-    fn reserve(&mut self, layers: usize, recompute: Recompute) {
-        self.recompute = recompute;
-        let own = if recompute == Recompute::Layers { 1 } else { layers };
-        while self.layers.len() < own {
-            self.layers.push(LayerActivations::new());
-        }
-        let own = if recompute == Recompute::Nothing { layers } else { 1 };
-        while self.cheap.len() < own {
-            self.cheap.push(CheapActivations::new());
-        }
-        while self.streams.len() < layers + 1 {
-            self.streams.push(Tensor::empty());
-        }
-    }
 }
 
 impl TextLayer {
@@ -436,28 +278,6 @@ impl TextLayer {
         [input_norm, q_norm, k_norm, post_norm].into_iter().for_each(&mut *f);
         [q, k, v, o, gate, up, down].into_iter().for_each(|l| l.visit_mut(f));
     }
-}
-
-/// Input and output of layer `index`: a stream each if they are kept, else two in turn.
-pub(crate) fn neighbours(streams: &mut [Tensor], index: usize, keep: bool) -> (&Tensor, &mut Tensor) {
-    let (below, above) = streams.split_at_mut(if keep { index + 1 } else { 1 });
-    match keep || index.is_multiple_of(2) {
-        true => (&below[below.len() - 1], &mut above[0]),
-        false => (&above[0], &mut below[0]),
-    }
-}
-
-/// Where layer `index` puts its activations: places of its own as far as they are kept.
-fn places<'a>(
-    layers: &'a mut [LayerActivations],
-    cheap: &'a mut [CheapActivations],
-    index: usize,
-    keep: bool,
-) -> (&'a mut LayerActivations, &'a mut CheapActivations) {
-    let index = if keep { index } else { 0 };
-    // A single place serves all layers.
-    let (layer, cheap_at) = (index.min(layers.len() - 1), index.min(cheap.len() - 1));
-    (&mut layers[layer], &mut cheap[cheap_at])
 }
 
 impl TextDecoder {
