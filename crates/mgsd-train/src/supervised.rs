@@ -171,15 +171,19 @@ impl Stage for Supervised<'_> {
         let Some(data) = self.held_out.take() else { return Ok(Scalars::default()) };
         let [labelled, samples] = self.world.sum([data.labelled as f64, data.names.len() as f64]);
         let weight = 1.0 / labelled as f32;
-        let (mut sum, mut correct) = (0.0, 0);
+        let (mut sum, mut correct, mut exact) = (0.0, 0, 0);
         for micro in &data.micro_batches {
             sum += pass(&mut self.passes, model, micro, weight, Keep::Nothing);
-            correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
+            let right = &self.passes.stats.correct;
+            correct += right.iter().filter(|correct| **correct).count();
+            // When each token of the answer is the likeliest after the right ones, greedy decoding gives that answer.
+            exact += micro.answers().filter(|answer| right[answer.clone()].iter().all(|correct| *correct)).count();
         }
-        let [sum, correct] = self.world.sum([sum, correct as f64]);
+        let [sum, correct, exact] = self.world.sum([sum, correct as f64, exact as f64]);
         let mut scalars = Scalars::default();
         scalars.put("loss", sum);
         scalars.put("accuracy", correct / labelled);
+        scalars.put("exact", exact / samples);
         scalars.put("samples", samples);
         self.held_out = Some(data);
         Ok(scalars)

@@ -265,11 +265,19 @@ impl Stage for Distillation<'_> {
         let [samples] = self.world.sum([boards.len() as f64]);
         scalars.put("samples", samples);
         self.validation = Some(numbers.into_iter().zip(boards).collect());
+        if let Some(replay) = &mut self.replay {
+            let held_out = replay.evaluate(model)?;
+            for (name, from) in [("replay_loss", "loss"), ("replay_exact", "exact")] {
+                scalars.put(name, held_out.get(from).unwrap_or(f64::NAN));
+            }
+        }
         Ok(scalars)
     }
 
     fn merit(&self, scalars: &Scalars) -> f64 {
-        scalars.get("success").unwrap_or(f64::NEG_INFINITY)
+        let success = scalars.get("success").unwrap_or(f64::NEG_INFINITY);
+        // What is replayed is to be kept, so it counts as much as what is learnt.
+        scalars.get("replay_exact").map_or(success, |kept| 0.5 * (success + kept))
     }
 
     fn store(&self, arrays: &mut BTreeMap<String, Array>) {
