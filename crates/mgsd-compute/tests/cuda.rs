@@ -446,6 +446,9 @@ fn head_norms_and_rotation() {
     }
 }
 
+/// What a loss gives, list by list.
+type Results = Vec<Vec<f32>>;
+
 #[test]
 fn losses() {
     let Some((device, _turn)) = gpu("losses") else { return };
@@ -463,7 +466,7 @@ fn losses() {
             let teacher =
                 |top_k| (Teacher { hidden: &th, head: &tw, top_k }, Teacher { hidden: &thg, head: &twg, top_k });
             let clip = Clip { low: 0.2, high: 0.3, dual: 3.0 };
-            let mut runs: Vec<(String, Vec<Vec<f32>>, Vec<Vec<f32>>)> = Vec::new();
+            let mut runs: Vec<(String, Results, Results)> = Vec::new();
             let kinds = [Divergence::ReverseKl, Divergence::ForwardKl, Divergence::Jsd { beta: 0.3 }];
             let variants = kinds.iter().flat_map(|kind| [None, Some(5)].map(|top_k| Some((*kind, top_k))));
             for variant in [None, None].into_iter().enumerate().chain(variants.map(|v| (2, v))) {
