@@ -42,8 +42,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Ended already where the test went well.
-        let _ = self.child.kill();
+        // Ended already in one test. Asked to end, it removes its temporary folder.
+        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).stderr(Stdio::null()).status();
         let _ = self.child.wait();
     }
 }
