@@ -118,8 +118,8 @@ fn lake() -> Board {
 fn compact_frozen_lake_texts_are_what_the_tiny_models_learned() {
     let prompts = Prompts::compact().unwrap();
     let context = PromptContext::new(&lake());
-    assert_eq!(prompts.student(Task::FrozenLake).unwrap(), "<image>frozenlake plan");
-    assert_eq!(prompts.perception(Task::Maze).unwrap(), "<image>maze read");
+    assert_eq!(prompts.student(Task::FrozenLake).unwrap(), "<image>frozenlake\nplan");
+    assert_eq!(prompts.perception(Task::Maze).unwrap(), "<image>maze\nread");
     assert_eq!(prompts.teacher_system(Task::Maze).unwrap(), None);
     assert_eq!(prompts.text(&context).unwrap(), "frozenlake\nSFF\nFHF\nFFG\nplan");
     assert_eq!(prompts.text_perception(&context).unwrap(), "frozenlake\nSFF\nFHF\nFFG\nread");

@@ -57,17 +57,25 @@ pub(crate) struct MicroBatch {
     /// Rows of the batch whose hidden state predicts `targets`.
     pub(crate) rows: Vec<u32>,
     pub(crate) targets: Vec<u32>,
+    /// Where each sequence's predictions end in `rows` and `targets`.
+    ends: Vec<usize>,
 }
 
 impl MicroBatch {
     pub(crate) fn new(config: &Config) -> Self {
-        Self { batch: Batch::new(config), rows: Vec::new(), targets: Vec::new() }
+        Self { batch: Batch::new(config), rows: Vec::new(), targets: Vec::new(), ends: Vec::new() }
+    }
+
+    /// The predictions of each sequence, as ranges of `rows` and `targets`.
+    pub(crate) fn answers(&self) -> impl Iterator<Item = Range<usize>> {
+        self.ends.iter().scan(0, |start, &end| Some(std::mem::replace(start, end)..end))
     }
 
     pub(crate) fn clear(&mut self) {
         self.batch.clear();
         self.rows.clear();
         self.targets.clear();
+        self.ends.clear();
     }
 
     /// Appends a sample; every labelled token is predicted from the row before it.
@@ -77,6 +85,7 @@ impl MicroBatch {
             self.rows.push((start + at - 1) as u32);
             self.targets.push(sample.prompt.ids[at]);
         }
+        self.ends.push(self.targets.len());
         Ok(())
     }
 
@@ -86,6 +95,7 @@ impl MicroBatch {
         let first = start + prompt.ids.len() - 1;
         self.rows.extend((first..first + response.len()).map(|row| row as u32));
         self.targets.extend_from_slice(response);
+        self.ends.push(self.targets.len());
         Ok(())
     }
 }

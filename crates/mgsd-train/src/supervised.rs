@@ -155,14 +155,18 @@ impl Stage for Supervised<'_> {
         self.held_out()?;
         let Some(data) = self.held_out.take() else { return Ok(Scalars::default()) };
         let weight = 1.0 / data.labelled as f32;
-        let (mut sum, mut correct) = (0.0, 0);
+        let (mut sum, mut correct, mut exact) = (0.0, 0, 0);
         for micro in &data.micro_batches {
             sum += pass(&mut self.passes, model, micro, weight, Keep::Nothing);
-            correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
+            let right = &self.passes.stats.correct;
+            correct += right.iter().filter(|correct| **correct).count();
+            // When each token of the answer is the likeliest after the right ones, greedy decoding gives that answer.
+            exact += micro.answers().filter(|answer| right[answer.clone()].iter().all(|correct| *correct)).count();
         }
         let mut scalars = Scalars::default();
         scalars.put("loss", sum);
         scalars.put("accuracy", correct as f64 / data.labelled as f64);
+        scalars.put("exact", exact as f64 / data.names.len() as f64);
         scalars.put("samples", data.names.len() as f64);
         self.held_out = Some(data);
         Ok(scalars)

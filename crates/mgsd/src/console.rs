@@ -51,9 +51,13 @@ impl Console {
     }
 }
 
-/// Writes a line; a reader that has gone away (a closed pipe) ends the program quietly.
+/// Writes a line; a reader that has gone away (a closed pipe) ends the program quietly, a full disk does not.
 fn out(text: &impl std::fmt::Display) {
-    if writeln!(std::io::stdout(), "{text}").is_err() {
-        std::process::exit(0);
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("error: standard output cannot be written: {error}; free space where it goes, or write elsewhere");
+        std::process::exit(1);
     }
 }

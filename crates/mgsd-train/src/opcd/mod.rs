@@ -61,6 +61,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         teacher_micro: MicroBatch::new(&model.config),
         teacher_hidden: Tensor::empty(),
         teacher_log_probs: Vec::new(),
+        d_forward: Tensor::empty(),
         prefetch: None,
         validation: None,
         rows,
@@ -80,6 +81,8 @@ struct Distillation<'a> {
     teacher_micro: MicroBatch,
     teacher_hidden: Tensor,
     teacher_log_probs: Vec<f32>,
+    /// Gradient of the student's states by the forward part of the loss.
+    d_forward: Tensor,
     prefetch: Option<Prefetch<Vec<BoardRow>>>,
     validation: Option<Vec<BoardRow>>,
 }
@@ -88,6 +91,8 @@ struct Distillation<'a> {
 #[derive(Default)]
 struct Sums {
     loss: f64,
+    /// The main part of the loss alone, in units of one token's weight.
+    divergence: f64,
     sampled_kl: f64,
     entropy: f64,
     /// Largest difference between a token's log-probability when sampled and when trained on.
@@ -117,7 +122,7 @@ impl Distillation<'_> {
         sums.teacher_seconds += began.elapsed().as_secs_f64();
         let began = Instant::now();
         self.passes.forward(model, &self.student_micro, Adapter::On, Keep::ForBackward);
-        sums.loss += self.loss(model, responses, weight);
+        self.loss(model, responses, weight, sums);
         self.passes.backward(model, &self.student_micro);
         sums.update_seconds += began.elapsed().as_secs_f64();
         let stats = &self.passes.stats;
@@ -130,11 +135,12 @@ impl Distillation<'_> {
         Ok(())
     }
 
-    /// The loss of `self.student_micro` and the gradient of its hidden states.
-    fn loss(&mut self, model: &mut Qwen3Vl, responses: &[Response], weight: f32) -> f64 {
+    /// The loss of `self.student_micro`, added to `sums`, and the gradient of its hidden states.
+    fn loss(&mut self, model: &mut Qwen3Vl, responses: &[Response], weight: f32, sums: &mut Sums) {
         let settings = &self.recipe.opcd;
+        let share = settings.forward_share;
         let targets = &self.student_micro.targets;
-        let weights = self.passes.weights(targets.len(), weight);
+        let mut weights = self.passes.weights(targets.len(), weight * (1.0 - share));
         let (head, dhead) = model.head_mut();
         let teacher_head = self.teacher.own_head().unwrap_or(head);
         let Passes { hidden, d_hidden, stats, .. } = &mut self.passes;
@@ -144,10 +150,22 @@ impl Distillation<'_> {
             Loss::Jsd => Some(Divergence::Jsd { beta: settings.beta }),
             Loss::PolicyGradient => None,
         };
-        let sum = if let Some(kind) = kind {
+        if let Some(kind) = kind {
             let teacher = loss::Teacher { hidden: &self.teacher_hidden, head: teacher_head, top_k: settings.top_k };
-            let grads = Some(Grads { dhidden: d_hidden, dhead });
-            loss::distill(stats, &mut self.teacher_log_probs, kind, hidden, head, &teacher, targets, &weights, grads)
+            let log_probs = &mut self.teacher_log_probs;
+            let mut dhead = dhead;
+            let mut part = |kind, weights: &[f32], dhidden: &mut Tensor| {
+                let grads = Some(Grads { dhidden, dhead: dhead.as_deref_mut() });
+                loss::distill(stats, log_probs, kind, hidden, head, &teacher, targets, weights, grads)
+            };
+            let sum = part(kind, &weights, d_hidden);
+            sums.divergence += sum / f64::from(1.0 - share);
+            sums.loss += sum;
+            if share > 0.0 {
+                weights.fill(weight * share);
+                sums.loss += part(Divergence::ForwardKl, &weights, &mut self.d_forward);
+                d_hidden.add_scaled(&self.d_forward, 1.0);
+            }
         } else {
             loss::log_probs(stats, &self.teacher_hidden, teacher_head, targets);
             self.teacher_log_probs.clone_from(&stats.log_prob);
@@ -156,10 +174,9 @@ impl Distillation<'_> {
                 self.teacher_log_probs.iter().zip(&old).map(|(theirs, mine)| theirs - mine).collect();
             let clip = Clip { low: settings.clip_low, high: settings.clip_high, dual: settings.clip_dual };
             let grads = Some(Grads { dhidden: d_hidden, dhead });
-            loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads)
-        };
+            sums.loss += loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads);
+        }
         self.passes.return_weights(weights);
-        sum
     }
 
     /// Cuts the step where student and teacher sequences both fit the limit.
@@ -205,7 +222,7 @@ impl Stage for Distillation<'_> {
         let mut scalars = Scalars::default();
         let sampled = sums.sampled_kl / tokens as f64;
         let exact = settings.loss == Loss::ReverseKl && settings.top_k.is_none();
-        scalars.put("reverse_kl", if exact { sums.loss } else { sampled });
+        scalars.put("reverse_kl", if exact { sums.divergence } else { sampled });
         scalars.put("reverse_kl_sampled", sampled);
         scalars.put("entropy", sums.entropy / tokens as f64);
         scalars.put("sampler_gap", sums.sampler_gap);
@@ -250,11 +267,19 @@ impl Stage for Distillation<'_> {
         rollout::put_scores(&mut scalars, &boards, &responses);
         scalars.put("samples", boards.len() as f64);
         self.validation = Some(boards);
+        if let Some(replay) = &mut self.replay {
+            let held_out = replay.evaluate(model)?;
+            for (name, from) in [("replay_loss", "loss"), ("replay_exact", "exact")] {
+                scalars.put(name, held_out.get(from).unwrap_or(f64::NAN));
+            }
+        }
         Ok(scalars)
     }
 
     fn merit(&self, scalars: &Scalars) -> f64 {
-        scalars.get("success").unwrap_or(f64::NEG_INFINITY)
+        let success = scalars.get("success").unwrap_or(f64::NEG_INFINITY);
+        // What is replayed is to be kept, so it counts as much as what is learnt.
+        scalars.get("replay_exact").map_or(success, |kept| 0.5 * (success + kept))
     }
 
     fn store(&self, arrays: &mut BTreeMap<String, Array>) {

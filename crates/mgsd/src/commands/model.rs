@@ -63,7 +63,7 @@ pub struct Trace {
 
 /// Ask a model once, with or without a picture.
 ///
-/// Example: mgsd model chat --model assets/nano --image maze.png "maze read"
+/// Example: mgsd model chat --model assets/nano --image maze.png "$(printf 'maze\nread')"
 #[derive(clap::Args)]
 pub struct Chat {
     /// Model folder.
