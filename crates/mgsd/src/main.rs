@@ -49,11 +49,23 @@ fn main() -> ExitCode {
     match commands::threads(cli.jobs).and_then(|()| run(cli.command, &console)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The chain of causes on one line: what failed, then why.
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", on_one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The chain of causes on one line: what failed, then why. A cause that an error has quoted itself is not said twice.
+fn on_one_line(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        if said.is_empty() {
+            cause
+        } else if said.contains(&cause) {
+            said
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
 }
 
 fn run(command: Command, console: &console::Console) -> anyhow::Result<()> {

@@ -23,7 +23,7 @@ fn wrong_boards_name_the_file_and_the_field() {
     copy("letters.txt", "level=3", "level=three");
     copy("outside.txt", "start_row=", "start_row=9");
     copy("task.txt", "task=maze", "task=chess");
-    copy("layout.txt", "layout_json=[[", "layout_json=[");
+    copy("layout.txt", "layout:", "map:");
     std::fs::copy(&board, folder.join("torn.txt")).expect("a copy");
     tear(&folder.join("torn.txt"), 0.4);
     is_refused(folder, &["tasks", "solve", "missing.txt"], &["missing.txt"]);
@@ -32,7 +32,7 @@ fn wrong_boards_name_the_file_and_the_field() {
     is_refused(folder, &["tasks", "solve", "letters.txt"], &["letters.txt", "level", "three"]);
     is_refused(folder, &["tasks", "solve", "outside.txt"], &["outside.txt", "start", "9"]);
     is_refused(folder, &["tasks", "solve", "task.txt"], &["task.txt", "task", "chess", "frozenlake"]);
-    is_refused(folder, &["tasks", "solve", "layout.txt"], &["layout.txt", "layout_json"]);
+    is_refused(folder, &["tasks", "solve", "layout.txt"], &["layout.txt", "layout", "3 rows"]);
     std::fs::copy("/dev/null", folder.join("nothing.txt")).expect("an empty file");
     is_refused(folder, &["tasks", "solve", "nothing.txt"], &["nothing.txt", "task"]);
     let render = |plan: &'static str| ["tasks", "render", "torn.txt", "--out", "a.png", "--plan", plan];
@@ -150,7 +150,6 @@ fn wrong_recipes_name_the_key_the_value_and_what_is_expected() {
     refused("schedule.warmup_ratio=2", &["`schedule.warmup_ratio`", "2"]);
     refused("batch.samples_per_step=0", &["`batch.samples_per_step`", "at least 1"]);
     refused("opcd.replay_weight=nan", &["`opcd.replay_weight`", "NaN"]);
-    refused("opcd.forward_share=1", &["`opcd.forward_share`", "below 1"]);
     refused("no equals sign", &["key=value"]);
     is_refused(folder, &["train", "opcd", "r.toml"], &["r.toml", "Sft", "Opcd"]);
     is_refused(folder, &["train", "sft", "none.toml"], &["none.toml"]);
@@ -208,14 +207,14 @@ fn wrong_distillation_rows_name_the_file_and_the_field() {
     refused(&["data.train=\"rows/none.parquet\""], &["rows/none.parquet"]);
     refused(&["opcd.teacher=folder"], &["opcd.teacher_model"]);
     refused(&["opcd.teacher=folder", "opcd.teacher_model=\"nowhere\""], &["nowhere"]);
-    refused(&["opcd.forward_share=0.5", "opcd.loss=policy-gradient"], &["opcd.forward_share", "reverse-kl"]);
+    refused(&["opcd.top_k=4", "opcd.loss=policy-gradient"], &["opcd.top_k", "policy-gradient"]);
     refused(&["opcd.top_k=0"], &["opcd.top_k", "at least 1"]);
     refused(&["epochs=1"], &["epochs", "steps"]);
     tear(&folder.join("rows/train.parquet"), 0.7);
     refused(&["data.train=\"rows/train.parquet\""], &["rows/train.parquet"]);
     let whole = std::fs::read_to_string(folder.join("rows/train.json")).expect("rows");
-    write(folder, "rows/train.json", &whole.replace("\"problem\"", "\"question\""));
-    refused(&[], &["rows/train.json", "problem"]);
+    write(folder, "rows/train.json", &whole.replace("\"role\": \"user\"", "\"role\": \"assistant\""));
+    refused(&[], &["rows/train.json", "row 0", "messages", "user"]);
     write(folder, "rows/train.json", &whole[..whole.len() / 2]);
     refused(&[], &["rows/train.json"]);
     write(folder, "rows/train.json", "[]");

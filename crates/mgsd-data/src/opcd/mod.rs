@@ -137,13 +137,18 @@ fn read_row(path: &Path, index: usize, mut record: Value) -> Result<Row> {
     if let Some(fields) = record.as_object_mut() {
         fields.retain(|_, value| !value.is_null());
     }
-    serde_json::from_value(record).map_err(|error| {
+    let row: Row = serde_json::from_value(record).map_err(|error| {
         DataError::format(
             path,
             format!("row {index}"),
             format!("{error}; expected an OPCD row (messages, images, vsp_task_text, ...)"),
         )
-    })
+    })?;
+    if !row.messages.iter().any(|message| message.role == Role::User) {
+        let place = format!("row {index}, field \"messages\"");
+        return Err(DataError::format(path, place, "no message of the role \"user\": expected the student's question"));
+    }
+    Ok(row)
 }
 
 /// Turns a JSON row into a sample; its pictures are looked for below `folder`, the JSON file's folder.

@@ -61,7 +61,6 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         teacher_micro: MicroBatch::new(&model.config),
         teacher_hidden: Tensor::empty(),
         teacher_log_probs: Vec::new(),
-        d_forward: Tensor::empty(),
         prefetch: None,
         validation: None,
         rows,
@@ -81,8 +80,6 @@ struct Distillation<'a> {
     teacher_micro: MicroBatch,
     teacher_hidden: Tensor,
     teacher_log_probs: Vec<f32>,
-    /// Gradient of the student's states by the forward part of the loss.
-    d_forward: Tensor,
     prefetch: Option<Prefetch<Vec<BoardRow>>>,
     validation: Option<Vec<BoardRow>>,
 }
@@ -91,8 +88,6 @@ struct Distillation<'a> {
 #[derive(Default)]
 struct Sums {
     loss: f64,
-    /// The main part of the loss alone, in units of one token's weight.
-    divergence: f64,
     sampled_kl: f64,
     entropy: f64,
     /// Largest difference between a token's log-probability when sampled and when trained on.
@@ -122,7 +117,7 @@ impl Distillation<'_> {
         sums.teacher_seconds += began.elapsed().as_secs_f64();
         let began = Instant::now();
         self.passes.forward(model, &self.student_micro, Adapter::On, Keep::ForBackward);
-        self.loss(model, responses, weight, sums);
+        sums.loss += self.loss(model, responses, weight);
         self.passes.backward(model, &self.student_micro);
         sums.update_seconds += began.elapsed().as_secs_f64();
         let stats = &self.passes.stats;
@@ -135,12 +130,11 @@ impl Distillation<'_> {
         Ok(())
     }
 
-    /// The loss of `self.student_micro`, added to `sums`, and the gradient of its hidden states.
-    fn loss(&mut self, model: &mut Qwen3Vl, responses: &[Response], weight: f32, sums: &mut Sums) {
+    /// The loss of `self.student_micro` and the gradient of its hidden states.
+    fn loss(&mut self, model: &mut Qwen3Vl, responses: &[Response], weight: f32) -> f64 {
         let settings = &self.recipe.opcd;
-        let share = settings.forward_share;
         let targets = &self.student_micro.targets;
-        let mut weights = self.passes.weights(targets.len(), weight * (1.0 - share));
+        let weights = self.passes.weights(targets.len(), weight);
         let (head, dhead) = model.head_mut();
         let teacher_head = self.teacher.own_head().unwrap_or(head);
         let Passes { hidden, d_hidden, stats, .. } = &mut self.passes;
@@ -150,22 +144,10 @@ impl Distillation<'_> {
             Loss::Jsd => Some(Divergence::Jsd { beta: settings.beta }),
             Loss::PolicyGradient => None,
         };
-        if let Some(kind) = kind {
+        let sum = if let Some(kind) = kind {
             let teacher = loss::Teacher { hidden: &self.teacher_hidden, head: teacher_head, top_k: settings.top_k };
-            let log_probs = &mut self.teacher_log_probs;
-            let mut dhead = dhead;
-            let mut part = |kind, weights: &[f32], dhidden: &mut Tensor| {
-                let grads = Some(Grads { dhidden, dhead: dhead.as_deref_mut() });
-                loss::distill(stats, log_probs, kind, hidden, head, &teacher, targets, weights, grads)
-            };
-            let sum = part(kind, &weights, d_hidden);
-            sums.divergence += sum / f64::from(1.0 - share);
-            sums.loss += sum;
-            if share > 0.0 {
-                weights.fill(weight * share);
-                sums.loss += part(Divergence::ForwardKl, &weights, &mut self.d_forward);
-                d_hidden.add_scaled(&self.d_forward, 1.0);
-            }
+            let grads = Some(Grads { dhidden: d_hidden, dhead });
+            loss::distill(stats, &mut self.teacher_log_probs, kind, hidden, head, &teacher, targets, &weights, grads)
         } else {
             loss::log_probs(stats, &self.teacher_hidden, teacher_head, targets);
             self.teacher_log_probs.clone_from(&stats.log_prob);
@@ -174,9 +156,10 @@ impl Distillation<'_> {
                 self.teacher_log_probs.iter().zip(&old).map(|(theirs, mine)| theirs - mine).collect();
             let clip = Clip { low: settings.clip_low, high: settings.clip_high, dual: settings.clip_dual };
             let grads = Some(Grads { dhidden: d_hidden, dhead });
-            sums.loss += loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads);
-        }
+            loss::policy_gradient(stats, clip, hidden, head, targets, &old, &advantage, &weights, grads)
+        };
         self.passes.return_weights(weights);
+        sum
     }
 
     /// Cuts the step where student and teacher sequences both fit the limit.
@@ -222,7 +205,7 @@ impl Stage for Distillation<'_> {
         let mut scalars = Scalars::default();
         let sampled = sums.sampled_kl / tokens as f64;
         let exact = settings.loss == Loss::ReverseKl && settings.top_k.is_none();
-        scalars.put("reverse_kl", if exact { sums.divergence } else { sampled });
+        scalars.put("reverse_kl", if exact { sums.loss } else { sampled });
         scalars.put("reverse_kl_sampled", sampled);
         scalars.put("entropy", sums.entropy / tokens as f64);
         scalars.put("sampler_gap", sums.sampler_gap);

@@ -188,17 +188,6 @@ impl Recipe {
     fn check_opcd(&self, to: &Checker) -> Result<()> {
         let o = &self.opcd;
         to.rule((0.0..=1.0).contains(&o.beta), "opcd.beta", o.beta, "a number from 0 to 1")?;
-        to.rule(
-            (0.0..1.0).contains(&o.forward_share),
-            "opcd.forward_share",
-            o.forward_share,
-            "a share from 0 to below 1",
-        )?;
-        to.missing(
-            o.forward_share == 0.0 || matches!(o.loss, Loss::ReverseKl | Loss::Jsd),
-            "opcd.forward_share",
-            "goes with the losses reverse-kl and jsd only; leave it out, or change opcd.loss",
-        )?;
         to.rule(o.top_k != Some(0), "opcd.top_k", 0, "at least 1")?;
         to.rule((0.0..1.0).contains(&o.clip_low), "opcd.clip_low", o.clip_low, "a number from 0 to below 1")?;
         to.rule(o.clip_high >= 0.0, "opcd.clip_high", o.clip_high, "0 or more")?;

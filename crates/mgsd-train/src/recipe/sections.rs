@@ -267,10 +267,6 @@ pub struct Opcd {
     pub loss: Loss,
     /// `jsd` only: weight of the teacher in the mixture, between 0 and 1.
     pub beta: f32,
-    /// `reverse-kl` and `jsd`: share of the loss that is the forward KL instead. Both vanish where the student is certain
-    /// of a token that the teacher rules out; the forward KL does not, so that a small share brings the student back.
-    /// Published: 0.
-    pub forward_share: f32,
     /// Compare on the teacher's k likeliest tokens only, both sides renormalised.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
@@ -308,7 +304,6 @@ impl Default for Opcd {
         Self {
             loss: Loss::ReverseKl,
             beta: 0.5,
-            forward_share: 0.0,
             top_k: None,
             clip_low: 0.2,
             clip_high: 0.3,
