@@ -80,11 +80,12 @@ impl Instance {
     /// When a field that is needed is missing or wrong; the error names it.
     pub fn parse(text: &str) -> Result<Self> {
         let fields = Fields::parse(text);
-        let (board, details): (Board, Details) = match fields.value("task", "a task")? {
-            Task::FrozenLake => frozen_lake::parse(&fields).map(|(b, d)| (b.into(), d))?,
-            Task::Maze => maze::parse(&fields).map(|(b, d)| (b.into(), d))?,
-            Task::MiniBehaviour => mini_behaviour::parse(&fields).map(|(b, d)| (b.into(), d))?,
-        };
+        let (board, details): (Board, Details) =
+            match fields.value("task", "a task: expected frozenlake, maze or minibehaviour")? {
+                Task::FrozenLake => frozen_lake::parse(&fields).map(|(b, d)| (b.into(), d))?,
+                Task::Maze => maze::parse(&fields).map(|(b, d)| (b.into(), d))?,
+                Task::MiniBehaviour => mini_behaviour::parse(&fields).map(|(b, d)| (b.into(), d))?,
+            };
         let plan = match fields.plan()? {
             Some(plan) => plan,
             None => board

@@ -19,6 +19,7 @@
 
 pub mod bench;
 mod board;
+mod encode;
 mod error;
 mod fields;
 pub mod files;

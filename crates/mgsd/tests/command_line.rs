@@ -1,28 +1,8 @@
 //! The binary as a user runs it.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
 
-fn mgsd(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mgsd")).args(arguments).current_dir(folder).output().expect("the binary runs")
-}
-
-fn ok(folder: &Path, arguments: &[&str]) -> String {
-    let output = mgsd(folder, arguments);
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-/// The error of a call that must fail with `code`.
-fn fails(folder: &Path, code: i32, arguments: &[&str]) -> String {
-    let output = mgsd(folder, arguments);
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stderr).expect("UTF-8")
-}
-
-fn boards(folder: &Path, task: &str, level: &str) {
-    ok(folder, &["tasks", "generate", "--task", task, "--levels", level, "--count", "2", "--out", "data"]);
-}
+use common::{boards, fails, ok};
 
 #[test]
 fn a_solved_board_scores_under_both_rules() {
@@ -104,43 +84,5 @@ fn wrong_usage_ends_with_2_and_names_the_flag() {
     for (arguments, part) in cases {
         let error = fails(folder.path(), 2, arguments);
         assert!(error.contains(part), "{arguments:?}: {error}");
-    }
-}
-
-#[test]
-fn bad_input_ends_with_1_and_names_the_file_and_the_remedy() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let folder = folder.path();
-    boards(folder, "maze", "3");
-    let text = std::fs::read_to_string(folder.join("data/Maze/level3/text/0000.txt")).expect("an instance");
-    std::fs::write(folder.join("torn.txt"), &text[..text.len() / 2]).expect("a torn file");
-    std::fs::write(folder.join("rows.jsonl"), "{\"id\": 1}\n").expect("rows");
-    std::fs::write(folder.join("recipe.toml"), "kind = \"sft\"\nstep = 3\n").expect("a recipe");
-    std::fs::create_dir_all(folder.join("empty")).expect("a folder");
-    let generate = |extra: &[&'static str]| {
-        [&["tasks", "generate", "--task", "minibehaviour", "--count", "1", "--out", "x"], extra].concat()
-    };
-    let cases: Vec<(Vec<&str>, &str)> = vec![
-        (vec!["tasks", "solve", "missing.txt"], "missing.txt"),
-        (vec!["tasks", "solve", "torn.txt"], "torn.txt"),
-        (vec!["tasks", "render", "data/Maze/level3/text/0000.txt", "--out", "a.png", "--plan", "?"], "--plan"),
-        (generate(&["--levels", "2"]), "2"),
-        (generate(&["--levels", "101"]), "101"),
-        (vec!["tasks", "score", "--rows", "rows.jsonl", "--root", ".", "--rules", "training"], "line 1"),
-        (vec!["data", "perception", "--data", "nowhere", "--out", "a.json"], "nowhere"),
-        (vec!["model", "trace", "--model", "empty", "--chat", "missing.json", "--out", "t"], "missing.json"),
-        (vec!["model", "chat", "--model", "empty", "hello"], "empty"),
-        (vec!["model", "chat", "--model", "empty", "--device", "cuda", "hello"], "--device"),
-        (vec!["train", "sft", "recipe.toml"], "step"),
-        (vec!["train", "sft", "none.toml"], "none.toml"),
-        (vec!["merge", "--base", "empty", "--adapter", "empty", "--out", "merged"], "empty"),
-        (vec!["report", "empty", "--out", "r.html"], "empty"),
-        (vec!["eval", "gap", "--runs", "nowhere"], "nowhere"),
-        (vec!["demo", "--out", "data"], "--out"),
-    ];
-    for (arguments, part) in cases {
-        let error = fails(folder, 1, &arguments);
-        assert!(error.starts_with("error: ") && error.contains(part), "{arguments:?}: {error}");
-        assert!(!error.contains("panicked"), "{arguments:?}: {error}");
     }
 }

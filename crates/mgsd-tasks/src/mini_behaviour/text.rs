@@ -68,6 +68,14 @@ fn put_trajectory(out: &mut String, instance: &Instance, board: &Board) {
 }
 
 fn put_key(out: &mut String, cell: Position) {
+    if cell.row < 10 && cell.col < 10 {
+        // The maps hold hundreds of these: one copy instead of five.
+        let mut key = *b"\"(0, 0)\":";
+        key[2] += cell.row as u8;
+        key[5] += cell.col as u8;
+        out.push_str(std::str::from_utf8(&key).unwrap_or_default());
+        return;
+    }
     out.push_str("\"(");
     put_number(out, cell.row);
     out.push_str(", ");

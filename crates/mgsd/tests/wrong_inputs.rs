@@ -1,0 +1,222 @@
+//! What the binary says to wrong files, boards, recipes and folders: exit code 1, one line that names the file, the
+//! field or value and what to do, never a panic. Damaged models and disks are in `broken_files.rs`.
+
+mod common;
+
+use common::{boards, change, is_refused, ok, tear, tiny_model};
+use std::path::Path;
+
+fn write(folder: &Path, name: &str, text: &str) {
+    std::fs::write(folder.join(name), text).expect("a file");
+}
+
+#[test]
+fn wrong_boards_name_the_file_and_the_field() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    let board = folder.join("data/Maze/level3/text/0000.txt");
+    let copy = |name: &str, from: &str, to: &str| {
+        std::fs::copy(&board, folder.join(name)).expect("a copy");
+        change(&folder.join(name), from, to);
+    };
+    copy("letters.txt", "level=3", "level=three");
+    copy("outside.txt", "start_row=", "start_row=9");
+    copy("task.txt", "task=maze", "task=chess");
+    copy("layout.txt", "layout:", "map:");
+    std::fs::copy(&board, folder.join("torn.txt")).expect("a copy");
+    tear(&folder.join("torn.txt"), 0.4);
+    is_refused(folder, &["tasks", "solve", "missing.txt"], &["missing.txt"]);
+    is_refused(folder, &["tasks", "solve", "data"], &["data"]);
+    is_refused(folder, &["tasks", "solve", "torn.txt"], &["torn.txt", "layout"]);
+    is_refused(folder, &["tasks", "solve", "letters.txt"], &["letters.txt", "level", "three"]);
+    is_refused(folder, &["tasks", "solve", "outside.txt"], &["outside.txt", "start", "9"]);
+    is_refused(folder, &["tasks", "solve", "task.txt"], &["task.txt", "task", "chess", "frozenlake"]);
+    is_refused(folder, &["tasks", "solve", "layout.txt"], &["layout.txt", "layout", "3 rows"]);
+    std::fs::copy("/dev/null", folder.join("nothing.txt")).expect("an empty file");
+    is_refused(folder, &["tasks", "solve", "nothing.txt"], &["nothing.txt", "task"]);
+    let render = |plan: &'static str| ["tasks", "render", "torn.txt", "--out", "a.png", "--plan", plan];
+    std::fs::copy(&board, folder.join("torn.txt")).expect("a copy");
+    is_refused(folder, &render("?"), &["--plan", "\"?\"", "RRD"]);
+}
+
+#[test]
+fn boards_that_cannot_be_made_name_the_value_and_the_range() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    std::fs::create_dir(folder.join("empty")).expect("a folder");
+    let refused = |task: &str, level: &str, more: &[&str], parts: &[&str]| {
+        let call = ["tasks", "generate", "--task", task, "--levels", level, "--count", "1", "--out", "x"];
+        is_refused(folder, &[&call, more].concat(), parts);
+    };
+    refused("minibehaviour", "2", &[], &["2"]);
+    refused("minibehaviour", "101", &[], &["101"]);
+    refused("frozenlake", "4", &["--frozen-probability", "1.5"], &["1.5", "frozen"]);
+    refused("frozenlake", "4", &["--frozen-probability", "nan"], &["NaN", "frozen"]);
+    refused("frozenlake", "3", &["--min-path-length", "50"], &["50", "path"]);
+    refused("maze", "3", &["--image-size", "0"], &["0", "image"]);
+    refused("frozenlake", "4", &["--tiles", "empty"], &["empty", ".png"]);
+}
+
+#[test]
+fn wrong_rows_name_the_line_and_the_row() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    let refused = |rows: &str, parts: &[&str]| {
+        write(folder, "rows.jsonl", rows);
+        is_refused(folder, &["tasks", "score", "--rows", "rows.jsonl", "--root", "data", "--rules", "training"], parts);
+    };
+    let board = "Maze/level3/text/0000.txt";
+    refused("{\"id\": 1}\n", &["rows.jsonl", "line 1", "instance"]);
+    refused(&format!("{{\"id\": 1, \"instance\": {board:?}}}\n{{\"id\": 2, \"ins"), &["rows.jsonl", "line 2"]);
+    refused(&format!("{{\"id\": 1, \"instance\": {board:?}, \"response\": 5}}"), &["line 1", "string"]);
+    refused("{\"id\": 1, \"instance\": \"Maze/none.txt\"}", &["Maze/none.txt"]);
+    refused(
+        &format!("{{\"id\": \"a\", \"task\": \"frozenlake\", \"instance\": {board:?}}}"),
+        &["\"a\"", "maze", board],
+    );
+    refused(&format!("{{\"id\": \"a\", \"task\": \"chess\", \"instance\": {board:?}}}"), &["\"a\"", "chess"]);
+    write(folder, "rows.jsonl", "\u{0}\u{1}");
+    is_refused(
+        folder,
+        &["data", "score-perception", "--rows", "rows.jsonl", "--root", "data"],
+        &["rows.jsonl", "line 1"],
+    );
+}
+
+#[test]
+fn wrong_task_folders_name_the_folder_and_what_belongs_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    std::fs::create_dir(folder.join("empty")).expect("a folder");
+    let perception = |data: &'static str| ["data", "perception", "--data", data, "--out", "a.json"];
+    is_refused(folder, &perception("nowhere"), &["nowhere"]);
+    is_refused(folder, &perception("empty"), &["empty", "level"]);
+    let opcd = ["data", "opcd", "--train", "data", "--val", "data", "--out", "o"];
+    is_refused(folder, &[&opcd[..], &["--levels", "7"]].concat(), &["data", "7"]);
+    is_refused(folder, &[&opcd[..], &["--prompts", "empty"]].concat(), &["empty", ".txt"]);
+    std::fs::remove_file(folder.join("data/Maze/level3/image/0001.png")).expect("a picture");
+    is_refused(folder, &perception("data"), &["image/0001.png"]);
+    std::fs::create_dir_all(folder.join("mixed/FrozenLake/level3")).expect("a folder");
+    std::fs::rename(folder.join("data/Maze/level3/text"), folder.join("mixed/FrozenLake/level3/text")).expect("moved");
+    is_refused(folder, &perception("mixed"), &["FrozenLake/level3/text", "task", "maze"]);
+}
+
+const RECIPE: &str = r#"
+kind = "sft"
+steps = 2
+[model]
+base = "model"
+out = "run"
+[[data.mix]]
+kind = "read_image"
+[data.tasks.maze]
+levels = [3]
+[prompts]
+set = "compact"
+[images]
+min_pixels = 1024
+max_pixels = 4096
+"#;
+
+#[test]
+fn wrong_recipes_name_the_key_the_value_and_what_is_expected() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    write(folder, "r.toml", RECIPE);
+    std::fs::create_dir(folder.join("empty")).expect("a folder");
+    let refused = |change: &str, parts: &[&str]| {
+        is_refused(folder, &["train", "sft", "r.toml", "--set", change], &[&["r.toml"], parts].concat());
+    };
+    refused("optimiser.lr=nan", &["`optimiser.lr`", "NaN", "above 0"]);
+    refused("optimiser.lr=inf", &["`optimiser.lr`", "inf", "above 0"]);
+    refused("optimiser.betas=[0.9]", &["optimiser.betas"]);
+    refused("optimiser.betas=[0.9, 1.0]", &["optimiser.betas.1", "below 1"]);
+    refused("optimiser.clip=-1", &["`optimiser.clip`", "-1", "0 (off)"]);
+    refused("optimiser.weight_decay=nan", &["`optimiser.weight_decay`", "NaN"]);
+    refused("steps=\"many\"", &["`steps`", "many", "u64"]);
+    refused("steps=-4", &["`steps`", "-4"]);
+    refused("stepz=4", &["`stepz`", "unknown field"]);
+    refused("model.adapter={rank=0, alpha=8}", &["`model.adapter.rank`", "at least 1"]);
+    refused("data.mix.0.kind=read_mind", &["read_mind", "read_image"]);
+    refused("data.mix.0.weight=0", &["`data.mix.0.weight`", "above 0"]);
+    refused("data.mix.0.weight=nan", &["`data.mix.0.weight`", "NaN"]);
+    refused("data.mix.0.tasks=[\"frozenlake\"]", &["data.mix.0.tasks", "frozenlake"]);
+    refused("data.tasks.chess={levels=[3]}", &["data.tasks.chess", "frozenlake, maze"]);
+    refused("data.image_size=8", &["`data.image_size`", "8", "32"]);
+    refused("data.tasks.maze.weight=nan", &["data.tasks.maze.weight", "NaN"]);
+    refused("schedule.warmup_ratio=2", &["`schedule.warmup_ratio`", "2"]);
+    refused("batch.samples_per_step=0", &["`batch.samples_per_step`", "at least 1"]);
+    refused("opcd.replay_weight=nan", &["`opcd.replay_weight`", "NaN"]);
+    refused("no equals sign", &["key=value"]);
+    is_refused(folder, &["train", "opcd", "r.toml"], &["r.toml", "Sft", "Opcd"]);
+    is_refused(folder, &["train", "sft", "none.toml"], &["none.toml"]);
+    is_refused(folder, &["train", "sft", "empty"], &["empty"]);
+    write(folder, "torn.toml", &RECIPE[..RECIPE.len() / 2 - 4]);
+    is_refused(folder, &["train", "sft", "torn.toml"], &["torn.toml"]);
+}
+
+#[test]
+fn recipes_that_meet_wrong_data_name_the_file_and_the_record() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "model");
+    write(folder, "r.toml", RECIPE);
+    boards(folder, "maze", "3");
+    let refused = |changes: &[&str], parts: &[&str]| {
+        let mut call = vec!["train", "sft", "r.toml"];
+        changes.iter().for_each(|change| call.extend(["--set", change]));
+        is_refused(folder, &call, parts);
+    };
+    refused(&["model.base=\"nowhere\""], &["model.base", "nowhere"]);
+    refused(&["data.tasks.maze.levels=[1]"], &["data.tasks.maze", "level 1"]);
+    refused(&["prompts.set=\"nowhere\""], &["prompts.set", "nowhere"]);
+    refused(&["batch.max_tokens_per_sample=10"], &["10", "batch.max_tokens_per_sample"]);
+    let shared = ["data.mix.0.kind=sharegpt", "data.mix.0.file=\"sft.json\""];
+    refused(&shared, &["data.mix.0.file", "sft.json"]);
+    ok(folder, &["data", "perception", "--data", "data", "--out", "sft.json", "--prompts", "compact"]);
+    let whole = std::fs::read_to_string(folder.join("sft.json")).expect("records");
+    tear(&folder.join("sft.json"), 0.5);
+    refused(&shared, &["sft.json"]);
+    write(folder, "sft.json", "[]");
+    refused(&shared, &["sft.json", "expected a list of conversations"]);
+    write(folder, "sft.json", &whole.replacen("<image>", "", 1));
+    refused(&shared, &["sft.json", "record 0", "<image>"]);
+    write(folder, "sft.json", &whole.replace("0000.png", "none.png").replace("0001.png", "none.png"));
+    refused(&shared, &["none.png"]);
+}
+
+#[test]
+fn wrong_distillation_rows_name_the_file_and_the_field() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "model");
+    boards(folder, "maze", "3");
+    ok(folder, &["data", "opcd", "--train", "data", "--val", "data", "--out", "rows", "--prompts", "compact"]);
+    let recipe = RECIPE
+        .replace("\"sft\"", "\"opcd\"")
+        .replace("[data.tasks", "[data]\ntrain = \"rows/train.json\"\n[data.tasks");
+    write(folder, "r.toml", &recipe.replace("[[data.mix]]\nkind = \"read_image\"\n", ""));
+    let refused = |changes: &[&str], parts: &[&str]| {
+        let mut call = vec!["train", "opcd", "r.toml", "--set", "opcd.max_new_tokens=4"];
+        changes.iter().for_each(|change| call.extend(["--set", change]));
+        is_refused(folder, &call, parts);
+    };
+    refused(&["data.train=\"rows/none.parquet\""], &["rows/none.parquet"]);
+    refused(&["opcd.teacher=folder"], &["opcd.teacher_model"]);
+    refused(&["opcd.teacher=folder", "opcd.teacher_model=\"nowhere\""], &["nowhere"]);
+    refused(&["opcd.top_k=4", "opcd.loss=policy-gradient"], &["opcd.top_k", "policy-gradient"]);
+    refused(&["opcd.top_k=0"], &["opcd.top_k", "at least 1"]);
+    refused(&["epochs=1"], &["epochs", "steps"]);
+    tear(&folder.join("rows/train.parquet"), 0.7);
+    refused(&["data.train=\"rows/train.parquet\""], &["rows/train.parquet"]);
+    let whole = std::fs::read_to_string(folder.join("rows/train.json")).expect("rows");
+    write(folder, "rows/train.json", &whole.replace("\"role\": \"user\"", "\"role\": \"assistant\""));
+    refused(&[], &["rows/train.json", "row 0", "messages", "user"]);
+    write(folder, "rows/train.json", &whole[..whole.len() / 2]);
+    refused(&[], &["rows/train.json"]);
+    write(folder, "rows/train.json", "[]");
+    refused(&[], &["rows/train.json", "no rows"]);
+}
