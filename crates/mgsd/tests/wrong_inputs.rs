@@ -33,7 +33,7 @@ fn wrong_boards_name_the_file_and_the_field() {
     is_refused(folder, &["tasks", "solve", "outside.txt"], &["outside.txt", "start", "9"]);
     is_refused(folder, &["tasks", "solve", "task.txt"], &["task.txt", "task", "chess", "frozenlake"]);
     is_refused(folder, &["tasks", "solve", "layout.txt"], &["layout.txt", "layout", "3 rows"]);
-    std::fs::copy("/dev/null", folder.join("nothing.txt")).expect("an empty file");
+    std::fs::write(folder.join("nothing.txt"), "").expect("an empty file");
     is_refused(folder, &["tasks", "solve", "nothing.txt"], &["nothing.txt", "task"]);
     let render = |plan: &'static str| ["tasks", "render", "torn.txt", "--out", "a.png", "--plan", plan];
     std::fs::copy(&board, folder.join("torn.txt")).expect("a copy");
