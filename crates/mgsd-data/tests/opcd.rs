@@ -176,7 +176,11 @@ fn our_parquet_has_the_published_schema() {
 fn errors_name_the_file_the_row_and_the_cause() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.json");
-    std::fs::write(&path, r#"[{"messages": [], "images": ["gone.png"]}]"#).unwrap();
+    std::fs::write(&path, r#"[{"messages": [], "images": []}]"#).unwrap();
+    let error = opcd::read(&path).unwrap_err().to_string();
+    assert!(error.contains("bad.json") && error.contains("row 0") && error.contains("\"user\""), "{error}");
+    let asked = r#"[{"messages": [{"role": "user", "content": "<image>plan"}], "images": ["gone.png"]}]"#;
+    std::fs::write(&path, asked).unwrap();
     let error = opcd::read(&path).unwrap_err().to_string();
     assert!(error.contains("bad.json") && error.contains("row 0") && error.contains("gone.png"), "{error}");
     std::fs::write(&path, r#"[{"images": []}]"#).unwrap();
