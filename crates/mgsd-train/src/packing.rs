@@ -139,6 +139,22 @@ mod tests {
     }
 
     #[test]
+    fn every_answer_of_a_micro_batch_is_found_again() {
+        let tiny = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../mgsd-model/tests/data/tiny-qwen3vl");
+        let mut micro = MicroBatch::new(&Config::open(&tiny).unwrap());
+        for _ in 0..2 {
+            for labels in ["..xx", ".x..xxx"] {
+                micro.push(&sample(labels)).unwrap();
+            }
+            micro.push_response("r", &sample("...").prompt, &[7, 8]).unwrap();
+            let targets: Vec<&[u32]> = micro.answers().map(|answer| &micro.targets[answer]).collect();
+            assert_eq!(targets, [&[2, 3][..], &[1, 4, 5, 6], &[7, 8]]);
+            micro.clear();
+        }
+        assert_eq!(micro.answers().count(), 0);
+    }
+
+    #[test]
     fn only_the_end_of_the_last_answer_is_cut() {
         let mut long = sample("..xxxx");
         long.limit(4).unwrap();

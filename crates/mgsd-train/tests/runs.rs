@@ -139,7 +139,9 @@ fn pretraining_starts_from_the_seed_and_learns() {
     assert!(losses[0] > 5.0, "random weights guess among 600 tokens: {}", losses[0]);
     assert!(losses[39] < 0.6 * losses[0], "{losses:?}");
     let summary = summary.unwrap();
-    assert!(summary.eval.unwrap().get("loss").unwrap() < 0.7 * losses[0]);
+    let eval = summary.eval.unwrap();
+    assert!(eval.get("loss").unwrap() < 0.7 * losses[0]);
+    assert!(eval.get("exact").unwrap() <= eval.get("accuracy").unwrap(), "{eval:?}");
     assert!(summary.best.unwrap().1.join("model.safetensors").is_file());
 }
 
@@ -242,6 +244,21 @@ fn distillation_brings_the_student_towards_the_teacher() {
     let mean = |part: &[Scalars]| losses(part).iter().sum::<f64>() / part.len() as f64;
     let (before, after) = (mean(&reports[..3]), mean(&reports[22..]));
     assert!(after < 0.7 * before, "reverse KL {before} -> {after}");
+}
+
+#[test]
+fn what_is_replayed_is_measured_and_counts_for_the_best() {
+    let folder = tempfile::tempdir().unwrap();
+    let mix = "data.mix=[{kind=\"plan_text\"}]";
+    let changes = [mix, "opcd.replay_samples=2", "steps=2", "eval.every=1", "eval.samples=4", "optimiser.lr=1e-4"];
+    let summary = go(&recipe("opcd", folder.path(), &changes), false, NEVER).0.unwrap();
+    let eval = summary.eval.unwrap();
+    assert!(eval.get("replay_loss").unwrap() > 1.0, "an untrained model cannot plan: {eval:?}");
+    assert_eq!(eval.get("replay_exact"), Some(0.0), "{eval:?}");
+    assert!(summary.best.is_some());
+    let without =
+        go(&recipe("opcd", &folder.path().join("b"), &["steps=1", "eval.every=1", "eval.samples=4"]), false, NEVER);
+    assert_eq!(without.0.unwrap().eval.unwrap().get("replay_exact"), None);
 }
 
 /// What the child process of the next test runs; alone it does nothing.
