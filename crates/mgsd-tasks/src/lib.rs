@@ -19,7 +19,6 @@
 
 pub mod bench;
 mod board;
-mod encode;
 mod error;
 mod fields;
 pub mod files;
