@@ -35,8 +35,8 @@ const BACKGROUNDS: [Rgb; 7] =
     [[20, 20, 20], [250, 250, 250], [200, 220, 240], [90, 90, 90], [235, 220, 190], [0, 0, 0], [225, 235, 250]];
 const LINES: [Rgb; 3] = [[128, 128, 128], [60, 60, 60], [190, 200, 220]];
 const WALLS: [Rgb; 5] = [[220, 60, 60], [30, 30, 30], [60, 60, 200], [250, 250, 250], [0, 0, 0]];
-/// Sides of the grids drawn.
-const SIDES: std::ops::RangeInclusive<u32> = 3..=6;
+/// Sides of the grids drawn where nobody asks for others.
+pub const SIDES: [u32; 2] = [3, 6];
 /// Share of pictures with shapes; the rest have walls.
 const SHAPES_SHARE: f64 = 0.55;
 
@@ -48,10 +48,10 @@ enum Shape {
     Triangle,
 }
 
-/// The picture and question of a seed; `image_size` is the side in pixels.
-pub fn sample(seed: u64, image_size: usize) -> Sample {
+/// The picture and question of a seed; `image_size` is the side in pixels, the grid has `least` to `most` cells a side.
+pub fn sample(seed: u64, image_size: usize, [least, most]: [u32; 2]) -> Sample {
     let mut random = Draw(Pcg64::new(seed));
-    let side = SIDES.start() + random.below(SIDES.end() - SIDES.start() + 1);
+    let side = least + random.below(most - least + 1);
     let mut canvas = Canvas::new(image_size, side as usize, random.pick(&BACKGROUNDS));
     if random.chance(SHAPES_SHARE) { shapes(&mut random, canvas) } else { walls(&mut random, &mut canvas) }
 }
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_sample_and_another_seed_another() {
-        let (first, again, other) = (sample(7, 128), sample(7, 128), sample(8, 128));
+        let (first, again, other) = (sample(7, 128, SIDES), sample(7, 128, SIDES), sample(8, 128, SIDES));
         assert_eq!((&first.image.pixels, &first.answer), (&again.image.pixels, &again.answer));
         assert_ne!(first.image.pixels, other.image.pixels);
     }
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn a_picture_of_many_colours_has_at_least_the_pixels_its_answer_names() {
         for seed in 0..200 {
-            let sample = sample(seed, 128);
+            let sample = sample(seed, 128, SIDES);
             let Some(items) = sample.answer.strip_prefix("1. ").filter(|_| sample.question.ends_with("list")) else {
                 continue;
             };

@@ -1,6 +1,7 @@
 //! Prepares the data of coming steps on other threads while the model computes.
 
 use crate::error::{Result, TrainError};
+use mgsd_compute::Device;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -93,9 +94,10 @@ impl<T> Pool<T> {
     }
 }
 
-/// Threads worth giving to data: none is taken from a small machine's computing but one.
-pub(crate) fn worker_count() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| (n.get() / 4).clamp(1, 8))
+/// Threads worth giving to data: where the processor computes, too, one in four; beside a GPU all but two.
+pub(crate) fn worker_count(device: Device) -> usize {
+    let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if device.is_cpu() { (all / 4).clamp(1, 8) } else { all.saturating_sub(2).clamp(1, 32) }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub(crate) struct Source {
 enum Entry {
     File(Records),
     Boards { kind: SampleKind, tasks: Vec<Task>, stream: u64 },
-    Shapes { stream: u64 },
+    Shapes { stream: u64, sides: [u32; 2] },
 }
 
 /// A sharegpt file with its split.
@@ -93,9 +93,9 @@ impl Source {
                 let instance = self.boards.instance(part, *stream, ordinal, tasks)?;
                 self.board(*kind, &instance, ordinal)?
             }
-            Entry::Shapes { stream } => {
+            Entry::Shapes { stream, sides } => {
                 let seed = derive(derive(self.seed, *stream, part as u64), SHAPES, ordinal);
-                let shapes = mgsd_data::shapes::sample(seed, self.image_size);
+                let shapes = mgsd_data::shapes::sample(seed, self.image_size, *sides);
                 Conversation {
                     name: format!("shapes sample {ordinal}"),
                     messages: vec![Message::user(shapes.question), Message::assistant(shapes.answer)],
@@ -166,7 +166,7 @@ fn open_entry(recipe: &Recipe, i: usize, entry: &MixEntry) -> Result<Entry> {
             }
             Ok(Entry::File(Records { path: path.clone(), conversations, train: Epochs::new(train, stream), held_out }))
         }
-        (SampleKind::Shapes, _) => Ok(Entry::Shapes { stream }),
+        (SampleKind::Shapes, _) => Ok(Entry::Shapes { stream, sides: entry.sides.unwrap_or(mgsd_data::shapes::SIDES) }),
         (kind, _) => Ok(Entry::Boards { kind, tasks, stream }),
     }
 }

@@ -76,6 +76,7 @@ pub(crate) struct Supervised<'a> {
     source: Arc<Source>,
     config: Config,
     pool: Arc<Pool<MicroBatch>>,
+    workers: usize,
     prefetch: Option<Prefetch<StepData>>,
     held_out: Option<StepData>,
     passes: Passes,
@@ -93,8 +94,9 @@ impl<'a> Supervised<'a> {
     ) -> Self {
         let passes = Passes::new(&model.config);
         let config = model.config.clone();
-        let (pool, world) = (Arc::default(), world.clone());
-        Self { recipe, samples_per_step, scale, source, config, pool, prefetch: None, held_out: None, passes, world }
+        let (pool, world, workers) = (Arc::default(), world.clone(), worker_count(model.device()));
+        let (prefetch, held_out) = (None, None);
+        Self { recipe, samples_per_step, scale, source, config, pool, workers, prefetch, held_out, passes, world }
     }
 
     /// This process's share of some numbers.
@@ -137,7 +139,7 @@ impl Stage for Supervised<'_> {
         let world = self.world.clone();
         let limit = self.recipe.batch.max_tokens_per_micro_batch;
         let count = self.samples_per_step as u64;
-        self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
+        self.prefetch = Some(Prefetch::new(step, steps, self.workers, move |step| {
             let samples: Vec<Sample> = (step * count..(step + 1) * count)
                 .filter(|index| world.is_mine(*index))
                 .map(|index| source.sample(Part::Train, index))

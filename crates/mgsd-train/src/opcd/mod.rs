@@ -63,6 +63,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         teacher_micro: MicroBatch::new(&model.config),
         teacher_hidden: Tensor::empty(),
         teacher_log_probs: Vec::new(),
+        workers: worker_count(model.device()),
         prefetch: None,
         validation: None,
         rows,
@@ -83,6 +84,8 @@ struct Distillation<'a> {
     teacher_micro: MicroBatch,
     teacher_hidden: Tensor,
     teacher_log_probs: Vec<f32>,
+    /// Threads that make boards.
+    workers: usize,
     /// This process's boards of a step, with their numbers.
     prefetch: Option<Prefetch<Vec<(u64, BoardRow)>>>,
     validation: Option<Vec<(u64, BoardRow)>>,
@@ -182,7 +185,7 @@ impl Stage for Distillation<'_> {
         let rows = Arc::clone(&self.rows);
         let count = self.recipe.batch.samples_per_step as u64;
         let world = self.world.clone();
-        self.prefetch = Some(Prefetch::new(step, steps, worker_count(), move |step| {
+        self.prefetch = Some(Prefetch::new(step, steps, self.workers, move |step| {
             let mine = (step * count..(step + 1) * count).filter(|index| world.is_mine(*index));
             mine.map(|index| Ok((index, rows.row(Part::Train, index)?))).collect()
         }));

@@ -166,7 +166,15 @@ impl Recipe {
                     has_file = true;
                     to.missing(entry.file.is_some(), &format!("{key}.file"), "expected a LLaMA-Factory JSON file")?;
                 }
-                SampleKind::Shapes => {}
+                SampleKind::Shapes => {
+                    let [least, most] = entry.sides.unwrap_or(mgsd_data::shapes::SIDES);
+                    to.rule(
+                        (2..=most).contains(&least) && most <= 100,
+                        &format!("{key}.sides"),
+                        format_args!("[{least}, {most}]"),
+                        "fewest and most cells a side, from 2 to 100",
+                    )?;
+                }
                 _ => to.missing(
                     !self.data.tasks.is_empty(),
                     &format!("{key}.kind"),

@@ -114,6 +114,9 @@ pub struct MixEntry {
     /// Generated kinds: tasks to draw from; default: all of `data.tasks`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
+    /// `shapes` only: fewest and most cells a side of the grids drawn. Default: 3 and 6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sides: Option<[u32; 2]>,
 }
 
 fn one() -> f64 {

@@ -3,6 +3,7 @@
 use crate::console::Console;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use mgsd_data::split;
 use mgsd_tasks::plan::{parse_benchmark, parse_training};
 use mgsd_tasks::score::{BenchmarkCase, TrainingCase, benchmark, training};
 use mgsd_tasks::{
@@ -62,6 +63,9 @@ pub struct Generate {
     /// Write only every n-th board, beginning with the i-th (from 0): i/n.
     #[arg(long, value_name = "I/N", value_parser = shard)]
     shard: Option<(usize, usize)>,
+    /// Which boards to write: the held-out tenth is never trained on when a recipe makes its own boards, nor by the demo.
+    #[arg(long, value_enum, default_value_t = Part::All)]
+    part: Part,
     /// FrozenLake: probability that a cell is frozen.
     #[arg(long, default_value_t = 0.9)]
     frozen_probability: f64,
@@ -77,6 +81,17 @@ pub struct Generate {
     /// Maze, MiniBehaviour: difficulties, cycled over the boards.
     #[arg(long, value_delimiter = ',', default_value = "easy,medium,hard")]
     difficulty: Vec<Difficulty>,
+}
+
+/// Boards by their content: see `mgsd_data::split`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// All boards.
+    All,
+    /// Nine tenths.
+    Training,
+    /// The tenth that is for measuring.
+    HeldOut,
 }
 
 /// Draw the board of an instance file.
@@ -185,6 +200,9 @@ fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
             mgsd_tasks::generate(args.task, level, &options, args.start_index..args.start_index + args.count)?;
         if let Some((index, count)) = args.shard {
             instances.retain(|instance| instance.index % count == index);
+        }
+        if args.part != Part::All {
+            instances.retain(|instance| split::held_out(&instance.board.key()) == (args.part == Part::HeldOut));
         }
         files::write_instances(&args.out, &instances, (!args.no_images).then_some(&pictures), || bar.inc(1))?;
         written += instances.len();
