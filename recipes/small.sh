@@ -46,13 +46,14 @@ method)
     make_boards
     "$MGSD" train sft "$recipes/small-sft.toml" --set "model.base=\"$RUNS/small-base/model\"" \
         --set "model.out=\"$RUNS/small-sft\"" ${SET_SFT:-}
-    opcd opcd &
-    opcd no-cold-start --set "model.base=\"$RUNS/small-base/model\"" &
-    opcd policy-gradient --set 'opcd.loss="policy-gradient"' --set optimiser.lr=3e-5 &
-    opcd no-reference --set opcd.reference_plan=false &
+    jobs=()
+    opcd opcd & jobs+=($!)
+    opcd no-cold-start --set "model.base=\"$RUNS/small-base/model\"" & jobs+=($!)
+    opcd policy-gradient --set 'opcd.loss="policy-gradient"' --set optimiser.lr=3e-5 & jobs+=($!)
+    opcd no-reference --set opcd.reference_plan=false & jobs+=($!)
     measure base "$RUNS/small-base/model"
     measure sft "$RUNS/small-sft/model"
-    wait
+    for job in "${jobs[@]}"; do wait "$job"; done
     "$MGSD" eval gap --runs "$RUNS/small-eval"
     ;;
 *)

@@ -339,6 +339,29 @@ fn tables_and_rows() {
 }
 
 #[test]
+fn recorded_work_reads_its_lists_as_they_are_now() {
+    let Some((device, _turn)) = gpu("recorded_work_reads_its_lists_as_they_are_now") else { return };
+    let Device::Cuda(gpu) = device else { return };
+    let mut n = Numbers(11);
+    let (table, there) = Case { device, dtype: Dtype::F32 }.exact(n.tensor(40, 64, 1.0));
+    let mut ids = n.below(40, 16);
+    let (mut y, mut yg) = (Tensor::empty(), Tensor::empty());
+    embedding::forward(&mut yg, &ids, &there);
+    let graph = gpu.record(|| embedding::forward(&mut yg, &ids, &there));
+    for _ in 0..3 {
+        // As many other lists as training steps use in between.
+        let others: Vec<Vec<u32>> = (0..300).map(|_| n.below(40, 16)).collect();
+        let mut other = Tensor::empty();
+        others.iter().for_each(|list| embedding::forward(&mut other, list, &there));
+        ids.copy_from_slice(&n.below(40, 16));
+        gpu.refresh(&ids);
+        graph.launch();
+        embedding::forward(&mut y, &ids, &table);
+        assert_eq!(y.to_vec(), yg.to_vec());
+    }
+}
+
+#[test]
 fn attention_of_packed_sequences() {
     let Some((device, _turn)) = gpu("attention_of_packed_sequences") else { return };
     let mut n = Numbers(5);

@@ -2,12 +2,14 @@
 
 use cudarc::driver::sys;
 
+use super::lists::Host;
 use super::{Cuda, check};
 
-/// Recorded work. Everything that it reads and writes must stay where it was when it was recorded.
+/// Recorded work. Everything that it reads and writes must stay where it was when it was recorded; its lists do.
 pub struct Graph {
     gpu: &'static Cuda,
     run: sys::CUgraphExec,
+    lists: Vec<Host>,
 }
 
 // SAFETY: used through its GPU's stream only.
@@ -33,12 +35,13 @@ impl Cuda {
         // SAFETY: plain calls of the driver's interface with places for their results.
         unsafe {
             check("cuStreamBeginCapture", sys::cuStreamBeginCapture_v2(self.streams[0], mode));
+            self.begin_noting_lists();
             work();
             check("cuStreamEndCapture", sys::cuStreamEndCapture(self.streams[0], &mut graph));
             check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut run, graph, 0));
             check("cuGraphDestroy", sys::cuGraphDestroy(graph));
         }
-        Graph { gpu: self, run }
+        Graph { gpu: self, run, lists: self.noted_lists() }
     }
 }
 
@@ -54,6 +57,7 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         self.gpu.enter();
+        self.gpu.release_lists(&self.lists);
         // SAFETY: nothing uses it any more; the driver waits for a launch under way.
         unsafe { sys::cuGraphExecDestroy(self.run) };
     }
