@@ -8,7 +8,7 @@ use crate::demo::embedded;
 use crate::interrupt;
 use anyhow::{Context, ensure};
 use mgsd_model::model::{Purpose, Qwen3Vl};
-use mgsd_serve::{Capacity, Limits, Models, Options, Server};
+use mgsd_serve::{Capacity, Limits, Models, Options, Reach, RemotePictures, Server};
 use mgsd_tasks::RenderOptions;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,14 @@ pub struct Args {
     /// Most megapixels of one picture as it is sent; it is reduced for the model afterwards.
     #[arg(long, default_value_t = 16)]
     max_megapixels: usize,
+    /// Fetch pictures that a request names by an http or https address; without it they are refused. Only addresses of
+    /// the public internet are asked, for as many bytes as a body may have and for at most 20 seconds a request.
+    #[arg(long)]
+    allow_remote_images: bool,
+    /// Fetch pictures from this machine and from private networks too: whoever may ask the model can then make this
+    /// machine ask whatever it can reach.
+    #[arg(long, requires = "allow_remote_images")]
+    allow_private_addresses: bool,
     /// Most open connections.
     #[arg(long, default_value_t = 1024)]
     max_connections: usize,
@@ -148,6 +156,8 @@ impl Drop for Folder {
     }
 }
 
+/// How long the pictures of one request may take to arrive.
+const FETCH_TIME: Duration = Duration::from_secs(20);
 /// Below this many tokens a vocabulary cannot hold the standard prompts in a sensible number of tokens.
 const SMALL_VOCABULARY: usize = 4096;
 
@@ -174,6 +184,10 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             tokens: args.max_tokens.unwrap_or(defaults.tokens),
             connections: args.max_connections,
         },
+        remote: args.allow_remote_images.then_some(RemotePictures {
+            reach: if args.allow_private_addresses { Reach::Anywhere } else { Reach::Public },
+            time: FETCH_TIME,
+        }),
         pixels: args.pixels.limits(),
         prompts,
         pictures: RenderOptions { image_size: 256, tiles: tile_set(args.tiles.as_deref())? },
