@@ -7,11 +7,11 @@ use crate::console::Console;
 use crate::demo::embedded;
 use crate::interrupt;
 use anyhow::{Context, ensure};
-use mgsd_model::model::{Purpose, Qwen3Vl};
+use mgsd_model::model::Qwen3Vl;
 use mgsd_serve::{Capacity, Limits, Models, Options, Reach, RemotePictures, Server};
 use mgsd_tasks::RenderOptions;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ pub struct Args {
     /// Model folder; default: the embedded model.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Folder of a PEFT adapter that was trained on the model, to be served on top of it.
+    #[arg(long, requires = "model")]
+    adapter: Option<PathBuf>,
     /// Folder of a teacher with the same vocabulary, to colour each token of an answer by its divergence from it.
     #[arg(long)]
     teacher: Option<PathBuf>,
@@ -194,16 +197,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         drain: Duration::from_secs(args.drain),
     };
     let stop = interrupt::install()?;
-    let (model, teacher) = (folder.path.clone(), args.teacher.clone());
-    let load = move |path: &Path| {
-        let mut model = Qwen3Vl::load(path, Purpose::Inference)?;
-        model.settle(device);
-        Ok(model)
+    let (model, adapter, teacher) = (folder.path.clone(), args.adapter.clone(), args.teacher.clone());
+    let load = move || {
+        let model = Qwen3Vl::for_inference(&model, adapter.as_deref(), device)?;
+        let teacher = teacher.map(|teacher| Qwen3Vl::for_inference(&teacher, None, device));
+        Ok(Models { model, teacher: teacher.transpose()? })
     };
-    let server = Server::start(
-        &options,
-        Box::new(move || Ok(Models { model: load(&model)?, teacher: teacher.as_deref().map(load).transpose()? })),
-    )?;
+    let server = Server::start(&options, Box::new(load))?;
     if open {
         console.note("warning: other machines can use this server without a key; --api-key-env NAME asks for one");
     }
