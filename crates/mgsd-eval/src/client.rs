@@ -10,7 +10,7 @@ use mgsd_model::chat::{self, Message as ChatMessage};
 use mgsd_model::generate::{Finish, Generator};
 use mgsd_model::image::{ImageSource, PixelLimits};
 use mgsd_model::linear::Adapter;
-use mgsd_model::model::{Device, Purpose, Qwen3Vl};
+use mgsd_model::model::{Device, Qwen3Vl};
 use mgsd_model::processor::{Processor, Prompt};
 use mgsd_model::sampling::Sampling;
 use mgsd_tasks::RgbImage;
@@ -210,14 +210,23 @@ const PREPARED_BYTES: usize = 256 << 20;
 const PREPARED_AT_ONCE: usize = 64;
 
 impl LocalClient<'static> {
-    /// Loads a model folder to `device`. `slots` is the number of answers that advance at once.
-    pub fn open(folder: &Path, limits: PixelLimits, slots: usize, device: Device) -> Result<Self> {
-        let name = folder.display().to_string();
+    /// Loads a model folder to `device`, with the PEFT adapter of another folder on top if one is named. `slots` is the
+    /// number of answers that advance at once.
+    pub fn open(
+        folder: &Path,
+        adapter: Option<&Path>,
+        limits: PixelLimits,
+        slots: usize,
+        device: Device,
+    ) -> Result<Self> {
+        let mut name = folder.display().to_string();
+        if let Some(adapter) = adapter {
+            name = format!("{name} + {}", adapter.display());
+        }
         let failed =
             |error: mgsd_model::error::Error| Error::Client { client: name.clone(), message: error.to_string() };
         let processor = Processor::open(folder, limits).map_err(failed)?;
-        let mut model = Qwen3Vl::load(folder, Purpose::Inference).map_err(failed)?;
-        model.settle(device);
+        let model = Qwen3Vl::for_inference(folder, adapter, device).map_err(failed)?;
         Ok(Self::new(name, Held::Own(Box::new(model)), Held::Own(Box::new(processor)), slots))
     }
 }

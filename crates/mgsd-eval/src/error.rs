@@ -35,6 +35,14 @@ pub enum Error {
         /// What the reader found.
         message: String,
     },
+    /// A folder holds nothing of what is needed.
+    #[error("{path} holds none of what is needed: expected {expected}")]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+        /// What was expected, and how to mend it.
+        expected: &'static str,
+    },
     /// A value given by the caller cannot be used.
     #[error("{field}: {value:?}: {expected}")]
     Value {

@@ -207,6 +207,9 @@ pub fn write(folder: &Path, inputs: &[GapInput], rows: &[GapRow]) -> Result<Vec<
 
 /// The summaries `<model>_{image,text}.summary.json` of a folder in the order of their names. The label is the one in
 /// the summary's `experiment`, or else the model's part of the file name.
+///
+/// # Errors
+/// When the folder or a summary cannot be read, or when there is none.
 pub fn read_folder(folder: &Path) -> Result<Vec<GapInput>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io("reading the folder", folder))? {
@@ -226,6 +229,13 @@ pub fn read_folder(folder: &Path) -> Result<Vec<GapInput>> {
         let file = if shown.is_empty() { name.clone() } else { format!("{shown}/{name}") };
         let rows = Some(folder.join(format!("{stem}.jsonl"))).filter(|path| path.is_file());
         inputs.push(GapInput { file, label, modality: modality.to_string(), summary, rows });
+    }
+    if inputs.is_empty() {
+        return Err(Error::Empty {
+            path: folder.to_path_buf(),
+            expected: "summaries of planning runs, MODEL_image.summary.json and MODEL_text.summary.json; \
+                       `mgsd eval plan --out DIR` writes them, once with --modality image and once with --modality text",
+        });
     }
     Ok(inputs)
 }

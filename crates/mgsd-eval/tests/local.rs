@@ -31,7 +31,8 @@ fn answers(client: &mut LocalClient<'_>, requests: &[Request]) -> Vec<Answer> {
 
 #[test]
 fn a_batch_answers_as_each_request_alone_and_a_broken_picture_fails_alone() {
-    let mut client = LocalClient::open(&folder(), PixelLimits::default(), 2, Default::default()).expect("tiny model");
+    let mut client =
+        LocalClient::open(&folder(), None, PixelLimits::default(), 2, Default::default()).expect("tiny model");
     let picture = |shade: u8| Picture::drawn(move || Ok(RgbImage::filled(64, 64, [shade, 90, 200])));
     let mut requests = vec![
         request("<image>what is this?", picture(10)),

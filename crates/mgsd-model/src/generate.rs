@@ -1,7 +1,8 @@
 //! Text generation with a key-value cache, many requests at once.
 //!
 //! Requests wait in a queue; each of a fixed number of slots serves one. Prompts of waiting requests are run together,
-//! packed, and then all slots advance by one token a step. A finished slot is filled again from the queue.
+//! packed, and then all slots advance by one token a step. A finished slot is filled again from the queue. Requests with
+//! the same prompt that enter together have it run once, and its keys and values copied to the slots of the others.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,15 +12,14 @@ use mgsd_compute::ops::attention::KvCache;
 use mgsd_compute::ops::{loss, rows, sample};
 use rayon::prelude::*;
 
-use crate::batch::Batch;
 use crate::config::Config;
 use crate::decode::{Decoder, Token};
 use crate::error::{Error, Result};
 use crate::linear::Adapter;
 use crate::model::{Activations, Keep, Qwen3Vl};
+use crate::prefill::Prefill;
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling, likeliest};
-use crate::text::Pass;
 
 /// What is to be generated.
 #[derive(Clone, Debug)]
@@ -98,9 +98,6 @@ struct Active {
     top: Vec<(u32, f32)>,
 }
 
-/// Prompt tokens that are run in one pass; a longer prompt is run alone.
-const PREFILL_TOKENS: usize = 4096;
-
 /// Serves generation requests on a fixed number of slots. Its buffers are kept from call to call.
 pub struct Generator {
     config: Config,
@@ -111,13 +108,11 @@ pub struct Generator {
     active: Vec<Active>,
     free: Vec<u32>,
     next_id: usize,
-    batch: Batch,
+    prefill: Prefill,
+    prefilled: u64,
     acts: Activations,
     hidden: Tensor,
     logits: Tensor,
-    index: Vec<u32>,
-    slot_of: Vec<u32>,
-    place_of: Vec<u32>,
     entering: Vec<Token>,
     decoder: Decoder,
     chooser: Chooser,
@@ -183,13 +178,11 @@ impl Generator {
             active: Vec::new(),
             free: (0..slots as u32).rev().collect(),
             next_id: 0,
-            batch: Batch::new(config),
+            prefill: Prefill::new(config),
+            prefilled: 0,
             acts: Activations::new(config),
             hidden: Tensor::empty(),
             logits: Tensor::empty(),
-            index: Vec::new(),
-            slot_of: Vec::new(),
-            place_of: Vec::new(),
             entering: Vec::with_capacity(slots),
             decoder: Decoder::new(config, slots),
             chooser: Chooser::default(),
@@ -212,6 +205,11 @@ impl Generator {
     /// Tokens of prompt and response that a slot holds.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Prompt tokens that were run so far: less than the requests have where they shared a prompt.
+    pub fn prefilled_tokens(&self) -> u64 {
+        self.prefilled
     }
 
     /// Whether nothing waits and nothing is under way.
@@ -316,31 +314,22 @@ impl Generator {
     }
 
     fn prefill(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) -> Result<()> {
-        self.batch.clear();
-        self.index.clear();
-        self.slot_of.clear();
-        self.place_of.clear();
+        self.prefill.clear();
         let first = self.active.len();
-        while let Some((_, request, _)) = self.waiting.front() {
-            let length = request.prompt.ids.len();
-            let full = self.batch.tokens() > 0 && self.batch.tokens() + length > PREFILL_TOKENS;
-            if full || self.free.is_empty() {
+        while let (Some((_, request, _)), Some(&slot)) = (self.waiting.front(), self.free.last()) {
+            if !self.prefill.has_room(&request.prompt) {
                 break;
             }
             let Some((id, request, top_count)) = self.waiting.pop_front() else { break };
-            self.batch.push(&request.prompt)?;
-            let Some(slot) = self.free.pop() else { break };
-            self.slot_of.extend(std::iter::repeat_n(slot, length));
-            self.place_of.extend(0..length as u32);
-            self.index.push(self.batch.tokens() as u32 - 1);
+            let rope_delta = self.prefill.push(&request.prompt, slot)?;
+            self.free.pop();
             let sampler = Sampler::new(request.sampling.clone(), &request.prompt.ids, self.config.text.vocab_size);
-            let rope_delta = self.batch.rope_deltas[self.batch.sequences() - 1];
             self.active.push(Active {
                 id,
                 slot,
-                request,
                 sampler,
-                length,
+                length: request.prompt.ids.len(),
+                request,
                 rope_delta,
                 produced: 0,
                 last: (0, 0.0),
@@ -349,14 +338,10 @@ impl Generator {
                 top: Vec::new(),
             });
         }
-        let pass = Pass::Prefill {
-            bounds: &self.batch.bounds,
-            caches: &mut self.caches,
-            slots: &self.slot_of,
-            places: &self.place_of,
-        };
-        model.run(&self.batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
-        rows::gather(&mut self.hidden, self.acts.hidden(), &self.index);
+        let (batch, pass) = self.prefill.pass(&mut self.caches);
+        model.run(batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
+        self.prefilled += self.prefill.tokens() as u64;
+        rows::gather(&mut self.hidden, self.acts.hidden(), self.prefill.last_rows());
         loss::logits(&mut self.logits, &self.hidden, &model.head().value);
         self.chooser.choose(&mut self.active[first..], &self.logits, self.capacity);
         self.tell(first, on_token);

@@ -19,6 +19,7 @@ pub mod param;
 pub mod patches;
 pub mod peft;
 pub mod positions;
+mod prefill;
 pub mod processor;
 pub mod resize;
 mod rope;

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::Path;
 
+use mgsd_compute::Device;
 use serde_json::{Value, json};
 
 use crate::config::{Section, read_json};
 use crate::error::{Error, Result};
 use crate::lora::{Lora, LoraConfig, peft_name};
-use crate::model::Qwen3Vl;
+use crate::model::{Purpose, Qwen3Vl};
 use crate::weights::{Array, Checkpoint, LoadAs, write_arrays, write_atomically};
 
 /// File of the settings.
@@ -18,6 +19,17 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 impl Qwen3Vl {
+    /// A model folder on `device`, to answer and not to be trained, with the PEFT adapter in `adapter` on top of it if
+    /// one is named.
+    pub fn for_inference(dir: &Path, adapter: Option<&Path>, device: Device) -> Result<Self> {
+        let mut model = Self::load(dir, Purpose::Inference)?;
+        if let Some(adapter) = adapter {
+            model.load_adapter(adapter)?;
+        }
+        model.settle(device);
+        Ok(model)
+    }
+
     /// Writes the adapters to a folder that PEFT loads as it is. `base` is the name or folder of the base model that is
     /// recorded there.
     pub fn save_adapter(&self, dir: &Path, base: &str, config: &LoraConfig) -> Result<()> {

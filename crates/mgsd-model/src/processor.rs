@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use crate::{
     chat::{ChatTemplate, GenerationPrompt, Message},
-    config::Config,
+    config::{Config, read_json},
     error::{Error, Result},
     image::{ImageProcessor, PixelLimits},
     patches::{Grid, ImagePatches},
@@ -66,12 +66,9 @@ impl Processor {
                 });
             }
         }
-        Ok(Self {
-            tokenizer: Tokenizer::open(dir)?,
-            template: ChatTemplate::open(dir)?,
-            images,
-            image_token_id: config.image_token_id,
-        })
+        let tokenizer = Tokenizer::open(dir)?;
+        check_marks(dir, &tokenizer, &config)?;
+        Ok(Self { tokenizer, template: ChatTemplate::open(dir)?, images, image_token_id: config.image_token_id })
     }
 
     /// The sequence after which the assistant is to speak.
@@ -161,4 +158,52 @@ impl Processor {
     fn load_images(&self, messages: &[Message]) -> Result<Vec<Arc<ImagePatches>>> {
         messages.iter().flat_map(Message::images).map(|source| self.images.load(source)).collect()
     }
+}
+
+/// Makes sure that the tokenizer and the model mean the same by the marks around and for pictures, and by the end of a
+/// turn. A tokenizer of another model may well have a vocabulary of the same size.
+fn check_marks(dir: &Path, tokenizer: &Tokenizer, config: &Config) -> Result<()> {
+    let wrong = |mark: &str, says: String| Error::Tokenizer {
+        path: tokenizer.origin().into(),
+        problem: format!(
+            "{}, but {says}; expected tokenizer and configuration of the same model: copy both from the folder that the \
+             weights come from",
+            tokenizer
+                .token_id(mark)
+                .map_or_else(|| format!("has no token {mark}"), |id| format!("{mark} has the id {id}")),
+        ),
+    };
+    for (mark, field, id) in [
+        ("<|image_pad|>", "image_token_id", config.image_token_id),
+        ("<|vision_start|>", "vision_start_token_id", config.vision_start_token_id),
+        ("<|vision_end|>", "vision_end_token_id", config.vision_end_token_id),
+    ] {
+        if tokenizer.token_id(mark) != Some(id) {
+            return Err(wrong(mark, format!("{} says {field} {id}", dir.join("config.json").display())));
+        }
+    }
+    let (named, ends) = (end_mark(dir)?, &config.eos_token_ids);
+    match named.filter(|mark| !tokenizer.token_id(mark).is_some_and(|id| ends.is_empty() || ends.contains(&id))) {
+        Some(mark) => {
+            let settings = ["generation_config.json", "config.json"].map(|name| dir.join(name).display().to_string());
+            let says = format!(
+                "{} names it as eos_token, and {} say eos_token_id {ends:?}",
+                dir.join("tokenizer_config.json").display(),
+                settings.join(" and ")
+            );
+            Err(wrong(&mark, says))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The token that ends a turn as `tokenizer_config.json` names it, if there is such a file and it does.
+fn end_mark(dir: &Path) -> Result<Option<String>> {
+    let path = dir.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let root = read_json(&path)?;
+    let mark = &root["eos_token"];
+    Ok(mark.as_str().or_else(|| mark["content"].as_str()).map(str::to_string))
 }

@@ -66,10 +66,35 @@ pub struct TextDecoder {
 pub(crate) enum Pass<'a> {
     /// Whole sequences, nothing kept.
     Packed { bounds: &'a [usize] },
-    /// Whole sequences whose keys and values go to the caches, token `i` to `slots[i]`, `places[i]`.
-    Prefill { bounds: &'a [usize], caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32] },
+    /// Whole sequences whose keys and values go to the caches, token `i` to `slots[i]`, `places[i]`, and to further
+    /// slots as `copies` say.
+    Prefill { bounds: &'a [usize], caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32], copies: &'a Copies },
     /// One token a sequence; `lengths[i] = places[i] + 1`.
     Decode { caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32], lengths: &'a [u32] },
+}
+
+/// Tokens whose keys and values serve several slots: token `rows[i]` goes to `slots[i]`, `places[i]` as well.
+#[derive(Default)]
+pub(crate) struct Copies {
+    pub rows: Vec<u32>,
+    pub slots: Vec<u32>,
+    pub places: Vec<u32>,
+}
+
+impl Copies {
+    /// Tokens that are gathered at once, which bounds the memory for them.
+    const AT_ONCE: usize = 4096;
+
+    /// Stores the copies of one layer; `gathered` is room for keys and values.
+    fn store(&self, cache: &mut KvCache, k: &Tensor, v: &Tensor, gathered: &mut [Tensor; 2]) {
+        let [keys, values] = gathered;
+        let lists = self.rows.chunks(Self::AT_ONCE).zip(self.slots.chunks(Self::AT_ONCE));
+        for ((tokens, slots), places) in lists.zip(self.places.chunks(Self::AT_ONCE)) {
+            rows::gather(keys, k, tokens);
+            rows::gather(values, v, tokens);
+            cache.store(keys, values, slots, places);
+        }
+    }
 }
 
 /// What all layers of a pass have in common.
@@ -319,7 +344,7 @@ impl TextDecoder {
         if !input.prepared {
             acts.turn(device, input.positions);
         }
-        let TextActivations { cos, sin, streams, layers, cheap, normed, few: scratch, .. } = acts;
+        let TextActivations { cos, sin, streams, layers, cheap, normed, few: scratch, copied, .. } = acts;
         embedding::forward(&mut streams[0], input.ids, &self.embeddings.value);
         if let Some((rows, features)) = input.features {
             rows::scatter(&mut streams[0], &features.merged, rows, Write::Set);
@@ -338,7 +363,7 @@ impl TextDecoder {
                 true => layer.project_few(a, x, scratch, &common),
                 false => layer.project(a, c, x, &common),
             }
-            self.attend(a, c, index, &mut pass, &common);
+            self.attend((a, c), index, &mut pass, &common, copied);
             if let Some(observe) = &mut observer {
                 // Between norm and rotation, where an ordinary pass keeps nothing.
                 let mut normed = Tensor::empty();
@@ -373,11 +398,11 @@ impl TextDecoder {
     /// Head norms, rotation and attention of layer `index`.
     fn attend(
         &self,
-        a: &mut LayerActivations,
-        c: &mut CheapActivations,
+        (a, c): (&mut LayerActivations, &mut CheapActivations),
         index: usize,
         pass: &mut Pass,
         common: &Common,
+        copied: &mut [Tensor; 2],
     ) {
         let norm = self.layers[index].head_norm(common);
         if let Pass::Decode { caches, slots, places, lengths } = pass {
@@ -389,8 +414,9 @@ impl TextDecoder {
         head_norm::forward(&mut c.q, &mut c.k, &a.q_raw, &a.k_raw, &norm);
         let bounds = match pass {
             Pass::Packed { bounds } => *bounds,
-            Pass::Prefill { bounds, caches, slots, places } => {
+            Pass::Prefill { bounds, caches, slots, places, copies } => {
                 caches[index].store(&c.k, &a.v, slots, places);
+                copies.store(&mut caches[index], &c.k, &a.v, copied);
                 *bounds
             }
             Pass::Decode { .. } => &[],
@@ -440,7 +466,8 @@ impl TextDecoder {
                 Recompute::Cheap => self.layers[index].remake(a, c, x, &common),
                 Recompute::Layers => {
                     self.layers[index].project(a, c, x, &common);
-                    self.attend(a, c, index, &mut Pass::Packed { bounds: &batch.bounds }, &common);
+                    let mut pass = Pass::Packed { bounds: &batch.bounds };
+                    self.attend((a, c), index, &mut pass, &common, &mut acts.copied);
                     self.layers[index].finish(a, c, x, &mut d.again, &common);
                 }
             }

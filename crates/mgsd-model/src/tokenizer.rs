@@ -64,6 +64,11 @@ impl Tokenizer {
         Ok(Self { inner, origin: path.display().to_string() })
     }
 
+    /// The file it was read from.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// The ids of a text. Added tokens such as `<|im_end|>` are recognised in it; none is put around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|problem| self.wrong(&problem))?;

@@ -218,6 +218,35 @@ fn a_seed_gives_the_same_response_alone_and_in_company() {
 }
 
 #[test]
+fn a_prompt_that_several_requests_share_is_run_once_and_answered_as_if_it_were_run_for_each() {
+    each_case(|case, model, _, rows| {
+        let sampling = |seed| Sampling { temperature: 0.9, ..Sampling::policy(seed) };
+        let shared: Vec<Arc<_>> = rows.prompts.iter().cloned().map(Arc::new).collect();
+        // Of each prompt two that are the same object and one that is only equal to it, mixed.
+        let requests: Vec<Request> = (0..3 * shared.len())
+            .map(|i| {
+                let prompt = &shared[i % shared.len()];
+                let prompt = if i < shared.len() { Arc::new(prompt.as_ref().clone()) } else { Arc::clone(prompt) };
+                Request { prompt, sampling: sampling(i as u64), max_new_tokens: 12, stop: Vec::new() }
+            })
+            .collect();
+        let tokens = |requests: &[Request]| requests.iter().map(|r| r.prompt.ids.len() as u64).sum::<u64>();
+        let distinct = shared.iter().enumerate().filter(|(i, p)| shared[..*i].iter().all(|other| other != *p));
+        let once = distinct.map(|(_, prompt)| prompt.ids.len() as u64).sum::<u64>();
+        let mut together = Generator::new(&model.config, requests.len());
+        let answers = together.generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
+        assert_eq!(together.prefilled_tokens(), once, "{case}");
+        let mut alone = Generator::new(&model.config, 1);
+        let each = alone.generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
+        assert_eq!(alone.prefilled_tokens(), tokens(&requests), "{case}");
+        for (answer, each) in answers.iter().zip(&each) {
+            assert_eq!(answer.ids, each.ids, "{case}");
+            assert_near(case, &answer.log_probs, &each.log_probs, 1e-4);
+        }
+    });
+}
+
+#[test]
 fn a_stop_token_ends_the_response_and_is_its_last_token() {
     let root = &roots()[0];
     let model = checkpoint(root, "case1_text");

@@ -4,6 +4,7 @@ use crate::boards::Boards;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::openai::{PictureLimits, SamplingDefaults};
+use crate::remote::Remote;
 use crate::reply::{ApiError, Reply};
 use axum::extract::{Request, State};
 use axum::http::header;
@@ -40,6 +41,10 @@ pub struct App {
     pub most_body: usize,
     /// Memory for all bodies, in units of [`crate::body::UNIT`].
     pub body_memory: Arc<Semaphore>,
+    /// How many preparations may run at once.
+    pub workers: Semaphore,
+    /// Fetches pictures from elsewhere, if that is allowed.
+    pub remote: Option<Remote>,
     /// Boards, their pictures and prompts, for the page.
     pub boards: Boards,
     /// What is counted.
@@ -60,9 +65,9 @@ impl App {
 
     /// Runs work that takes the processor's time where it does not hold up the connections.
     pub async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Reply<T> {
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|_| ApiError::internal("preparing the request failed; the server's messages say why"))
+        let failed = "preparing the request failed; the server's messages say why";
+        let _turn = self.workers.acquire().await.map_err(|_| ApiError::internal(failed))?;
+        tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal(failed))
     }
 }
 

@@ -7,18 +7,45 @@ use axum::extract::Request;
 use axum::http::header;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a body may take to arrive.
 const ARRIVAL: Duration = Duration::from_secs(60);
 /// What one unit of the memory for bodies stands for.
 pub const UNIT: usize = 64 << 10;
 
-/// A body; its share of the memory for bodies is given back when it is dropped.
+/// A share of the memory for bodies, given back when it is dropped.
+pub struct Share {
+    memory: Arc<Semaphore>,
+    permits: Vec<OwnedSemaphorePermit>,
+    paid: usize,
+}
+
+impl Share {
+    /// A share of nothing yet.
+    pub fn new(memory: &Arc<Semaphore>) -> Self {
+        Self { memory: Arc::clone(memory), permits: Vec::new(), paid: 0 }
+    }
+
+    /// Enlarges the share to cover so many bytes; refuses when others hold the memory.
+    pub fn cover(&mut self, bytes: usize) -> Reply<()> {
+        let units = bytes.div_ceil(UNIT);
+        if units > self.paid {
+            let permit = Arc::clone(&self.memory).try_acquire_many_owned((units - self.paid) as u32);
+            self.permits
+                .push(permit.map_err(|_| ApiError::busy("bodies of other requests fill the memory; try again"))?);
+            self.paid = units;
+        }
+        Ok(())
+    }
+}
+
+/// A body with its share of the memory.
 pub struct Held {
     bytes: Vec<u8>,
-    _permits: Vec<OwnedSemaphorePermit>,
+    share: Share,
 }
 
 impl std::ops::Deref for Held {
@@ -48,8 +75,7 @@ pub async fn read_json(app: &App, request: Request) -> Reply<Held> {
 }
 
 async fn read(app: &App, mut body: Body) -> Reply<Held> {
-    let mut held = Held { bytes: Vec::new(), _permits: Vec::new() };
-    let mut paid = 0;
+    let mut held = Held { bytes: Vec::new(), share: Share::new(&app.body_memory) };
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let frame = frame.map_err(|error| ApiError::malformed(format!("the body broke off: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
@@ -57,13 +83,7 @@ async fn read(app: &App, mut body: Body) -> Reply<Held> {
         if length > app.most_body {
             return Err(ApiError::too_large(app.most_body));
         }
-        let units = length.div_ceil(UNIT);
-        if units > paid {
-            let permit = app.body_memory.clone().try_acquire_many_owned((units - paid) as u32);
-            held._permits
-                .push(permit.map_err(|_| ApiError::busy("bodies of other requests fill the memory; try again"))?);
-            paid = units;
-        }
+        held.share.cover(length)?;
         held.bytes.extend_from_slice(&data);
     }
     Ok(held)

@@ -13,6 +13,7 @@ mod metrics;
 mod openai;
 mod options;
 mod page;
+mod remote;
 mod reply;
 mod routes;
 mod server;
@@ -20,5 +21,5 @@ mod stream;
 
 pub use engine::{Capacity, Loader, ModelInfo, Models};
 pub use error::{Error, Result};
-pub use options::{Limits, Options};
+pub use options::{Limits, Options, Reach, RemotePictures};
 pub use server::Server;

@@ -61,6 +61,8 @@ pub struct Metrics {
     pub slots: AtomicUsize,
     /// Tokens of prompts whose answers have begun.
     pub prompt_tokens: AtomicU64,
+    /// Prompt tokens that were run: fewer where answers shared a prompt.
+    pub prefilled_tokens: AtomicU64,
     /// Tokens generated.
     pub generated_tokens: AtomicU64,
     /// Answers that ended by a stop token.
@@ -109,6 +111,7 @@ impl Metrics {
         }
         for (name, help, value) in [
             ("mgsd_prompt_tokens_total", "Prompt tokens of answers that have begun.", &self.prompt_tokens),
+            ("mgsd_prefilled_tokens_total", "Prompt tokens run; shared prompts count once.", &self.prefilled_tokens),
             ("mgsd_generated_tokens_total", "Tokens generated.", &self.generated_tokens),
             ("mgsd_scored_tokens_total", "Tokens scored against the teacher.", &self.scored_tokens),
         ] {

@@ -20,6 +20,8 @@ pub struct Options {
     pub capacity: Capacity,
     /// Bounds on what one request may ask for.
     pub limits: Limits,
+    /// Whether pictures are fetched whose URL a request gives.
+    pub remote: Option<RemotePictures>,
     /// Bounds of the picture that reaches the vision tower.
     pub pixels: mgsd_model::image::PixelLimits,
     /// Texts around the boards of the page: `standard`, `compact`, or a folder.
@@ -28,6 +30,24 @@ pub struct Options {
     pub pictures: mgsd_tasks::RenderOptions,
     /// How long answers under way may go on once the server is being stopped.
     pub drain: Duration,
+}
+
+/// How pictures are fetched. Without it the server asks nobody for anything.
+#[derive(Clone, Copy, Debug)]
+pub struct RemotePictures {
+    /// Which addresses may be asked.
+    pub reach: Reach,
+    /// How long all pictures of one request together may take.
+    pub time: Duration,
+}
+
+/// Addresses that pictures may be fetched from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of the public internet alone: nothing of this machine, of its network, or of any other private one.
+    Public,
+    /// All.
+    Anywhere,
 }
 
 /// Bounds on one request.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::openai::{PictureLimits, SamplingDefaults};
 use crate::options::Options;
+use crate::remote::{FETCHES, Remote};
 use crate::{body, routes};
 use axum::Router;
 use axum::http::Request;
@@ -51,10 +52,10 @@ impl Server {
         listener.set_nonblocking(true).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let app = Arc::new(app(options, load)?);
-        let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+        let cores = cores();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores.clamp(2, 4))
-            .max_blocking_threads(cores.max(2))
+            .max_blocking_threads(cores.max(2) + if options.remote.is_some() { FETCHES } else { 0 })
             .thread_name("serve")
             .enable_all()
             .build()
@@ -110,6 +111,10 @@ impl Server {
     }
 }
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, |cores| cores.get())
+}
+
 fn app(options: &Options, load: Loader) -> Result<App> {
     let processor = Processor::open(&options.model, options.pixels)?;
     let defaults = SamplingDefaults::of_folder(&options.model)?;
@@ -127,6 +132,8 @@ fn app(options: &Options, load: Loader) -> Result<App> {
         most_tokens: limits.tokens.max(1),
         most_body: limits.body,
         body_memory: Arc::new(Semaphore::new((limits.all_bodies / body::UNIT).clamp(1, Semaphore::MAX_PERMITS))),
+        workers: Semaphore::new(cores().max(2)),
+        remote: options.remote.map(Remote::new),
         boards,
         metrics,
         key: options.api_key.as_deref().map(KeyHash::new),

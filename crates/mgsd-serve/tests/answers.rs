@@ -173,6 +173,31 @@ fn seeds_repeat_answers_and_n_answers_differ() {
 }
 
 #[test]
+fn the_prompt_of_n_answers_is_run_once_and_they_are_those_of_as_many_requests() {
+    let mut options = options();
+    options.capacity.slots = Some(8);
+    let server = start(&options);
+    let (_, _, url) = board(Task::FrozenLake, 4, 7);
+    let content =
+        json!([{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "frozenlake plan"}]);
+    let ask = |seed: usize, n: usize| {
+        let messages = json!([{"role": "user", "content": content}]);
+        json!({"temperature": 2, "max_tokens": 40, "seed": seed, "n": n, "messages": messages})
+    };
+    let run = || common::metric(&server, "mgsd_prefilled_tokens_total");
+    let together = chat(&server, &ask(20, 8)).json();
+    let prompt = together["usage"]["prompt_tokens"].as_f64().expect("usage");
+    assert_eq!(run(), prompt, "one pass over the prompt");
+    assert_eq!(common::metric(&server, "mgsd_prompt_tokens_total"), 8.0 * prompt);
+    let texts: Vec<Value> = (0..8).map(|at| together["choices"][at]["message"]["content"].clone()).collect();
+    for (at, text) in texts.iter().enumerate() {
+        assert_eq!(&chat(&server, &ask(20 + at, 1)).json()["choices"][0]["message"]["content"], text, "answer {at}");
+    }
+    assert_eq!(run(), 9.0 * prompt);
+    assert!(texts.iter().any(|text| *text != texts[0]), "seeds must matter: {texts:?}");
+}
+
+#[test]
 fn a_long_prompt_is_refused_or_cut_when_asked_to() {
     let server = start(&options());
     let long = "frozenlake plan ".repeat(2000);

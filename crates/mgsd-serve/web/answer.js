@@ -6,6 +6,7 @@ const mean = document.getElementById("kl-mean");
 const table = document.querySelector("#kl-table tbody");
 const perception = document.getElementById("perception");
 const facts = document.getElementById("facts");
+const factsCount = document.getElementById("facts-count");
 
 /** An empty answer. */
 export function clear() {
@@ -23,7 +24,7 @@ export function add(text) {
 
 const number = (value) => (value < 0.0005 ? "0.000" : value.toFixed(3));
 
-/** Colours the tokens of the answer. */
+/** Colours the tokens of the answer; returns the mean in words. */
 export function colour({ mean_kl, tokens }) {
   answer.replaceChildren(...tokens.map(({ text, score }) => {
     const span = document.createElement("span");
@@ -42,6 +43,7 @@ export function colour({ mean_kl, tokens }) {
     return row;
   }));
   kl.hidden = false;
+  return mean.textContent;
 }
 
 function inWords({ size, cells, directions, openings }) {
@@ -53,7 +55,7 @@ function inWords({ size, cells, directions, openings }) {
   return `${openings.length} cells`;
 }
 
-/** Lists what the answer states, with whether it is so. */
+/** Lists what the answer states, with whether it is so; returns how much of it is, in words. */
 export function state(stated) {
   perception.hidden = stated.length === 0;
   facts.replaceChildren(...stated.map(({ question, stated: said, right }) => {
@@ -62,4 +64,7 @@ export function state(stated) {
     line.append(mark, `${question.replaceAll("_", " ")} ${inWords(said)}`);
     return line;
   }));
+  const right = stated.filter((fact) => fact.right).length;
+  factsCount.textContent = stated.length ? `${right} of ${stated.length} stated facts are right.` : "";
+  return factsCount.textContent;
 }

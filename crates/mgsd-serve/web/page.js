@@ -25,6 +25,17 @@ function say(id, text, kind = "") {
   get(id).className = kind;
 }
 
+/** Most of an answer that is read aloud at once. */
+const ALOUD = 600;
+
+/** Tells those who do not see the page what has come of it. */
+function tell(text) {
+  if (!text) return;
+  const spoken = get("spoken");
+  spoken.append(Object.assign(document.createElement("p"), { textContent: text }));
+  while (spoken.children.length > 6) spoken.firstChild.remove();
+}
+
 // ---- theme
 
 function setTheme(theme) {
@@ -131,9 +142,11 @@ get("ask").addEventListener("submit", async (event) => {
     const seconds = (performance.now() - began) / 1000;
     const cut = end.finish === "length" ? ", cut at its length" : "";
     say("answer-status", `${end.usage.completion_tokens} tokens in ${seconds.toFixed(2)} s${cut}.`);
+    tell(text.length > ALOUD ? `The answer begins: ${text.slice(0, ALOUD)}` : `The answer: ${text || "nothing"}`);
     await follow(asked, text, kind);
     if (info.teacher && kind === "plan" && ids.length) {
-      answer.colour(await call("/api/kl", { messages: question, teacher_messages: asked.messages.teacher, token_ids: ids }));
+      const scored = await call("/api/kl", { messages: question, teacher_messages: asked.messages.teacher, token_ids: ids });
+      tell(answer.colour(scored));
     }
   } catch (error) {
     if (mine === version) {
@@ -154,7 +167,7 @@ async function follow(asked, text, kind) {
   const seen = await call("/api/walk", { board: asked.board, answer: text });
   if (asked !== board) return;
   facts = seen.perception.length ? seen.perception : null;
-  answer.state(seen.perception);
+  tell(answer.state(seen.perception));
   if (kind === "plan") setWalk(seen);
   else redraw();
 }
@@ -170,8 +183,8 @@ function setWalk(seen) {
   walk = seen;
   get("walk").hidden = false;
   get("step").max = walk.score.steps_executed;
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  setStep(still ? walk.score.steps_executed : 0);
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches || walk.score.steps_executed === 0;
+  setStep(still ? walk.score.steps_executed : 0, still);
   if (!still) play();
 }
 
@@ -194,10 +207,14 @@ function verdict(step) {
   return ["The plan ends short of its aim.", "bad"];
 }
 
-function setStep(step) {
+/** Shows the walk up to a step; `aloud` unless more steps follow by themselves. */
+function setStep(step, aloud) {
+  const [text, kind] = verdict(step);
   get("step").value = step;
   get("step-count").textContent = `${step} of ${walk.score.steps_executed}`;
-  say("verdict", ...verdict(step));
+  get("step").setAttribute("aria-valuetext", `${step} of ${walk.score.steps_executed}`);
+  say("verdict", text, kind);
+  if (aloud) tell(text);
   redraw();
 }
 
@@ -213,20 +230,20 @@ function pause() {
 }
 
 function play() {
-  if (Number(get("step").value) >= walk.score.steps_executed) setStep(0);
+  if (Number(get("step").value) >= walk.score.steps_executed) setStep(0, false);
   get("play").textContent = "Pause";
   get("play").setAttribute("aria-pressed", "true");
   clearInterval(timer);
   timer = setInterval(() => {
     const step = Number(get("step").value) + 1;
-    if (step <= walk.score.steps_executed) setStep(step);
+    if (step <= walk.score.steps_executed) setStep(step, step === walk.score.steps_executed);
     if (step >= walk.score.steps_executed) pause();
   }, STEP_MILLIS);
 }
 get("play").addEventListener("click", () => (timer ? pause() : play()));
 get("step").addEventListener("input", () => {
   pause();
-  setStep(Number(get("step").value));
+  setStep(Number(get("step").value), true);
 });
 get("lay").addEventListener("change", redraw);
 

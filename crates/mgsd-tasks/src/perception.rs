@@ -194,52 +194,6 @@ fn pair(cell: &Position) -> (u64, u64) {
     (cell.row as u64, cell.col as u64)
 }
 
-/// What a response says in answer to one question, right or wrong. Cells are `(row, column)` and may lie off the board.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stated {
-    /// Rows and columns.
-    Size(u64, u64),
-    /// One cell.
-    Cell((u64, u64)),
-    /// Cells in reading order.
-    Cells(Vec<(u64, u64)>),
-    /// Directions.
-    Directions(Vec<Direction>),
-    /// Open directions of cells, in reading order.
-    Openings(Vec<((u64, u64), Vec<Direction>)>),
-}
-
-/// The part of a response that states the board: all of it, or what comes before the route and the plan.
-pub fn statement(response: &str) -> &str {
-    let route = response.match_indices("Route:").find(|(at, _)| *at == 0 || response[..*at].ends_with('\n'));
-    let ends = [route.map(|(at, _)| at), response.find("<answer>")];
-    &response[..ends.into_iter().flatten().min().unwrap_or(response.len())]
-}
-
-/// What a response states, by question, read as scoring reads it; `None` where it says nothing that can be read.
-pub fn stated(task: Task, response: &str) -> Vec<(&'static str, Option<Stated>)> {
-    let sections = sections(statement(response));
-    let read = |(i, name): (usize, &&'static str)| {
-        let text = sections.get(&(i as u64 + 1)).copied();
-        (*name, text.and_then(|text| stated_in(name, text)))
-    };
-    questions(task).iter().enumerate().map(read).collect()
-}
-
-fn stated_in(name: &str, text: &str) -> Option<Stated> {
-    Some(match name {
-        "map_size" => size(text).map(|(rows, columns)| Stated::Size(rows, columns))?,
-        "player_position" | "goal_position" | "agent_position" | "printer_position" => {
-            Stated::Cell(cells(text).next()?.0)
-        }
-        "open_directions" => Stated::Openings(
-            openings(text).into_iter().map(|(cell, open)| (cell, open.into_iter().collect())).collect(),
-        ),
-        "player_legal_actions" | "movement_legal_actions" => Stated::Directions(directions(text).into_iter().collect()),
-        _ => Stated::Cells(cells(text).map(|(cell, _)| cell).collect::<BTreeSet<_>>().into_iter().collect()),
-    })
-}
-
 /// A decimal digit of any script. In Unicode they come in runs of ten from a zero.
 fn digit(c: char) -> Option<u64> {
     /// The zeros outside ASCII.
@@ -329,7 +283,7 @@ pub(crate) fn cells(text: &str) -> impl Iterator<Item = ((u64, u64), &str)> {
 }
 
 /// The directions named as whole words.
-fn directions(text: &str) -> BTreeSet<Direction> {
+pub(crate) fn directions(text: &str) -> BTreeSet<Direction> {
     let words = text.split(|c: char| !is_word(c));
     words.filter_map(|word| ORDER.into_iter().find(|d| d.word().eq_ignore_ascii_case(word))).collect()
 }
@@ -345,27 +299,4 @@ pub(crate) fn openings(text: &str) -> BTreeMap<(u64, u64), BTreeSet<Direction>> 
         rest = &line[end..];
     }
     found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_route_of_a_plan_is_no_part_of_what_it_states() {
-        let response = "1. 3x3\n2. (0,0)\n3. (2,2)\n4. (1,1); (0,9)\nRoute: D (1,0)\n\n<answer>DDRR</answer>";
-        let said = stated(Task::FrozenLake, response);
-        assert_eq!(said[0], ("map_size", Some(Stated::Size(3, 3))));
-        assert_eq!(said[1], ("player_position", Some(Stated::Cell((0, 0)))));
-        assert_eq!(said[3], ("h_positions", Some(Stated::Cells(vec![(0, 9), (1, 1)]))));
-        assert!(stated(Task::FrozenLake, "no idea").iter().all(|(_, said)| said.is_none()));
-    }
-
-    #[test]
-    fn openings_are_read_cell_by_cell() {
-        let said = stated(Task::Maze, "4.\n(0,0): down, right\n(1,0): none\nRoute: D (1,0)");
-        let open = vec![((0, 0), vec![Direction::Down, Direction::Right]), ((1, 0), vec![])];
-        assert_eq!(said[3], ("open_directions", Some(Stated::Openings(open))));
-        assert_eq!(said[4], ("player_legal_actions", None));
-    }
 }

@@ -1,16 +1,80 @@
-//! The board that an answer states, beside the one that is there.
+//! What an answer states of a board, and the board that it states, beside the one that is there.
 //!
-//! Answers to the planning question may begin with numbered lines that say what the board is like: size, start, goal (in
-//! MiniBehaviour the printer), then the holes, the open directions of each cell, or the table's cells. What such lines
-//! say is read here without regard to their wording, so that a plan can be tried on the board its author believed in.
+//! Answers, to the planning question as well as to that for the board, may begin with numbered lines that say what the
+//! board is like: size, start, goal (in MiniBehaviour the printer), then the holes, the open directions of each cell, or
+//! the table's cells. What such lines say is read here without regard to their wording: fact by fact ([`facts`]), and as a
+//! whole ([`Stated`]), so that a plan can be tried on the board its author believed in.
 
-use crate::perception::{cells, openings, sections, size};
+use crate::perception::{cells, directions, openings, questions, sections, size};
 use crate::{Board, Direction, Position, Task};
 use crate::{frozen_lake, maze, mini_behaviour};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Row and column as an answer states them: they may lie anywhere.
 pub type Cell = (u64, u64);
+
+/// What an answer says to one question, right or wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// Rows and columns.
+    Size(u64, u64),
+    /// One cell.
+    Cell(Cell),
+    /// Cells.
+    Cells(BTreeSet<Cell>),
+    /// Directions.
+    Directions(BTreeSet<Direction>),
+    /// Open directions of cells.
+    Openings(BTreeMap<Cell, BTreeSet<Direction>>),
+}
+
+/// What an answer states, by the names of [`questions`] and in their order; `None` where it says nothing that can be
+/// read. What follows the statement, a route or a plan, is no part of it.
+pub fn facts(task: Task, answer: &str) -> Vec<(&'static str, Option<Fact>)> {
+    let sections = sections(statement(answer));
+    let read = |(i, name): (usize, &&'static str)| {
+        let section = sections.get(&(i as u64 + 1)).copied();
+        (*name, section.and_then(|section| fact(name, section)))
+    };
+    questions(task).iter().enumerate().map(read).collect()
+}
+
+fn fact(name: &str, section: &str) -> Option<Fact> {
+    let text = entry(section);
+    match name {
+        "map_size" => size(text).map(|(rows, cols)| Fact::Size(rows, cols)),
+        "player_position" | "goal_position" | "agent_position" | "printer_position" => {
+            cells(text).next().map(|(cell, _)| Fact::Cell(cell))
+        }
+        // A colon after each cell tells them from what may follow.
+        "open_directions" => Some(openings(section)).filter(|open| !open.is_empty()).map(Fact::Openings),
+        "player_legal_actions" | "movement_legal_actions" => Some(Fact::Directions(directions(text))),
+        _ => Some(Fact::Cells(cells(text).map(|(cell, _)| cell).collect())),
+    }
+}
+
+/// What comes before the route and the plan.
+fn statement(answer: &str) -> &str {
+    let route = answer.match_indices("Route:").find(|(at, _)| *at == 0 || answer[..*at].ends_with('\n'));
+    let ends = [route.map(|(at, _)| at), answer.find("<answer")];
+    &answer[..ends.into_iter().flatten().min().unwrap_or(answer.len())]
+}
+
+/// The part of a numbered entry that belongs to it: its first line, and the lines after it that go on with a list. Prose
+/// that follows the last entry does not.
+fn entry(section: &str) -> &str {
+    let goes_on = |line: &str| {
+        line.trim_start().starts_with(['(', '-', '*', '\u{2022}']) || !line.chars().any(char::is_alphabetic)
+    };
+    let mut end = 0;
+    for line in section.split_inclusive('\n') {
+        if end > 0 && !goes_on(line) {
+            break;
+        }
+        end += line.len();
+    }
+    &section[..end]
+}
 
 /// What an answer says about a board. Facts it does not speak of are `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +96,7 @@ pub struct Stated {
 /// A fact that is stated otherwise than it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The question's name, as in [`crate::perception::questions`].
+    /// The question's name, as in [`questions`].
     pub question: &'static str,
     /// What the answer says; empty when it says nothing.
     pub stated: String,
@@ -44,26 +108,25 @@ impl Stated {
     /// Reads an answer; `None` when it states no board, that is, when its first numbered line holds no size such as
     /// `4x4`.
     pub fn read(task: Task, answer: &str) -> Option<Self> {
-        let before_plan = answer.find("<answer").map_or(answer, |end| &answer[..end]);
-        let sections = sections(before_plan);
-        let section = |number: u64| sections.get(&number).copied();
-        let first = section(1)?.lines().next()?;
+        let first = sections(statement(answer)).get(&1)?.lines().next()?;
         let between_numbers = |(at, _): (usize, &str)| {
             first[..at].trim_end().ends_with(char::is_numeric)
                 && first[at + 1..].trim_start().starts_with(char::is_numeric)
         };
         // A lone number is no size here: steps are numbered too.
         let size = size(first).filter(|_| first.match_indices(['x', 'X']).any(between_numbers))?;
-        let cell = |number| cells(section(number)?.lines().next()?).next().map(|(cell, _)| cell);
-        let fourth = section(4);
-        Some(Self {
-            task,
-            size,
-            start: cell(2),
-            goal: cell(3),
-            cells: fourth.filter(|_| task != Task::Maze).map(listed),
-            openings: fourth.filter(|_| task == Task::Maze).map(openings).filter(|open| !open.is_empty()),
-        })
+        let mut stated = Self { task, size, start: None, goal: None, cells: None, openings: None };
+        // The questions after the fourth follow from the board.
+        for (question, (_, fact)) in facts(task, answer).into_iter().enumerate().take(4) {
+            match (question, fact) {
+                (1, Some(Fact::Cell(cell))) => stated.start = Some(cell),
+                (2, Some(Fact::Cell(cell))) => stated.goal = Some(cell),
+                (_, Some(Fact::Cells(cells))) => stated.cells = Some(cells),
+                (_, Some(Fact::Openings(open))) => stated.openings = Some(open),
+                _ => {}
+            }
+        }
+        Some(stated)
     }
 
     /// The board described.
@@ -129,7 +192,7 @@ impl Stated {
     /// What is stated otherwise than it is on `board`, or not stated at all; empty when all four facts are right.
     pub fn differences(&self, board: &Board) -> Vec<Difference> {
         let there = Self::of(board);
-        let names = crate::perception::questions(self.task);
+        let names = questions(self.task);
         let cell = |cell: &Option<Cell>| cell.map_or(String::new(), |(row, col)| format!("({row},{col})"));
         let mut found = Vec::new();
         let mut compare = |question: usize, stated: String, there: String| {
@@ -168,18 +231,6 @@ impl Stated {
 
 fn pair(cell: &Position) -> Cell {
     (cell.row as u64, cell.col as u64)
-}
-
-/// The cells of a list: those of its first line, and of the lines after it that hold nothing but cells.
-fn listed(section: &str) -> BTreeSet<Cell> {
-    let mut found = BTreeSet::new();
-    for (number, line) in section.lines().enumerate() {
-        if number > 0 && line.chars().any(char::is_alphabetic) {
-            break;
-        }
-        found.extend(cells(line).map(|(cell, _)| cell));
-    }
-    found
 }
 
 fn cell_list(cells: &Option<BTreeSet<Cell>>) -> String {
@@ -227,6 +278,48 @@ mod tests {
         assert_eq!((differences[0].question, differences[0].stated.as_str()), ("h_positions", "(1,2)"));
         assert_eq!(differences[0].there, "(1,1)");
         assert_eq!(stated.board().map(|board| board.key()), Ok("frozenlake:SFF/FFH/FFG".to_string()));
+    }
+
+    #[test]
+    fn facts_are_read_one_by_one_and_the_route_is_none() {
+        let answer = "1. 3x3\n2. (0,0)\n3. (2,2)\n4. (1,1); (0,9)\nRoute: D (1,0)\n\n<answer>DDRR</answer>";
+        let said = facts(Task::FrozenLake, answer);
+        assert_eq!(said[0], ("map_size", Some(Fact::Size(3, 3))));
+        assert_eq!(said[1], ("player_position", Some(Fact::Cell((0, 0)))));
+        assert_eq!(said[3], ("h_positions", Some(Fact::Cells([(0, 9), (1, 1)].into()))));
+        assert!(facts(Task::FrozenLake, "no idea").iter().all(|(_, said)| said.is_none()));
+        let said = facts(Task::Maze, "4.\n(0,0): down, right\n(1,0): none\nRoute: D (1,0)");
+        let open = [((0, 0), [Direction::Down, Direction::Right].into()), ((1, 0), BTreeSet::new())];
+        assert_eq!(said[3], ("open_directions", Some(Fact::Openings(open.into()))));
+        assert_eq!(said[4], ("player_legal_actions", None));
+    }
+
+    #[test]
+    fn a_list_goes_on_below_its_first_line_and_prose_does_not_belong_to_it() {
+        for list in
+            ["4. holes: (1,1); (0,2)", "4. The H tiles are at:\n- (1,1)\n- in row 0 (0,2)", "4.\n(1,1)\n\n(0,2)"]
+        {
+            let answer =
+                format!("1. 3x3\n2. The player is at\n(0,0)\n3. (2,2)\n{list}\nFrom (0,0) go down to (1,0).\n(2,0)");
+            let stated = Stated::read(Task::FrozenLake, &answer).expect("stated");
+            assert_eq!((stated.start, stated.goal), (Some((0, 0)), Some((2, 2))), "{list:?}");
+            assert_eq!(stated.cells, Some([(0, 2), (1, 1)].into()), "{list:?}");
+            assert_eq!(facts(Task::FrozenLake, &answer)[3].1, Some(Fact::Cells([(0, 2), (1, 1)].into())), "{list:?}");
+        }
+        let legal = "5. The legal movement actions from the player position are: down.\nI go right first.";
+        assert_eq!(facts(Task::Maze, legal)[4].1, Some(Fact::Directions([Direction::Down].into())));
+    }
+
+    #[test]
+    fn a_right_answer_states_every_fact() {
+        for (task, level) in [(Task::FrozenLake, 4), (Task::Maze, 4), (Task::MiniBehaviour, 5)] {
+            for instance in generate(task, level, &GenerateOptions::default(), 0..10).expect("boards") {
+                let gold = perception::gold(&instance.board);
+                let said = facts(task, &gold);
+                assert!(said.iter().all(|(_, fact)| fact.is_some()), "{gold}");
+                assert_eq!(facts(task, &(gold + "\nRoute: R (9,9)")), said);
+            }
+        }
     }
 
     #[test]

@@ -37,6 +37,23 @@ fn broken_models_name_the_file_and_the_tensor_or_key() {
     broken(&|m| tear(&m.join("config.json"), 0.5), &["config.json"]);
     broken(&|m| tear(&m.join("tokenizer.json"), 0.5), &["tokenizer.json"]);
     broken(&|m| std::fs::remove_file(m.join("tokenizer.json")).expect("a file"), &["tokenizer.json"]);
+    // A tokenizer of the right size whose marks have other ids, as when it comes from another model.
+    let swap = |m: &Path, one: &str, other: &str| {
+        let path = m.join("tokenizer.json");
+        let text = std::fs::read_to_string(&path).expect("the tokenizer");
+        let swapped = text.replace(one, "<|swap|>").replace(other, one).replace("<|swap|>", other);
+        assert_ne!(swapped, text);
+        std::fs::write(&path, swapped).expect("a tokenizer");
+    };
+    let both = ["tokenizer.json", "config.json"];
+    broken(&|m| swap(m, "<|image_pad|>", "<|video_pad|>"), &[&both[..], &["image_token_id 552", "553"]].concat());
+    broken(&|m| swap(m, "<|vision_start|>", "<|box_end|>"), &[&both[..], &["vision_start_token_id 549"]].concat());
+    broken(&|m| swap(m, "<|vision_end|>", "<|box_end|>"), &[&both[..], &["vision_end_token_id 550"]].concat());
+    broken(&|m| swap(m, "<|vision_end|>", "<|gone|>"), &[&both[..], &["has no token <|vision_end|>"]].concat());
+    broken(
+        &|m| swap(m, "<|im_end|>", "<|box_end|>"),
+        &[&both[..], &["tokenizer_config.json", "eos_token_id"]].concat(),
+    );
     broken(&|m| std::fs::write(m.join("chat_template.jinja"), "{% for").expect("a file"), &["chat_template"]);
     broken(
         &|m| {
@@ -93,6 +110,8 @@ fn broken_adapters_and_results_name_the_file() {
     is_refused(folder, &["report", "run", "--out", "r.html"], &["run"]);
     is_refused(folder, &["report", "nowhere", "--out", "r.html"], &["nowhere"]);
     is_refused(folder, &["eval", "gap", "--runs", "nowhere"], &["nowhere"]);
+    is_refused(folder, &["eval", "gap", "--runs", "run"], &["run holds none", "summary.json", "mgsd eval plan"]);
+    assert_eq!(std::fs::read_dir(folder.join("run")).expect("the folder").count(), 0, "nothing is written");
     std::fs::write(folder.join("run/x_image.summary.json"), "{\"a\": ").expect("a file");
     is_refused(folder, &["eval", "gap", "--runs", "run"], &["x_image.summary.json"]);
     std::fs::write(folder.join("run/mine.txt"), "mine").expect("a file");

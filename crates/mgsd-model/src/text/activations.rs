@@ -83,6 +83,8 @@ pub(crate) struct TextActivations {
     pub normed: Tensor,
     /// What steps of few rows have in between.
     pub(super) few: few::Scratch,
+    /// Keys and values on their way to further slots.
+    pub(super) copied: [Tensor; 2],
     pub(super) descent: Descent,
 }
 
@@ -128,6 +130,7 @@ impl TextActivations {
             recompute: Recompute::Nothing,
             normed: Tensor::empty(),
             few: few::Scratch::new(),
+            copied: [Tensor::empty(), Tensor::empty()],
             descent: Descent {
                 stream: Tensor::empty(),
                 norm: Tensor::empty(),

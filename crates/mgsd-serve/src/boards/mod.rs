@@ -9,6 +9,7 @@ use crate::app::App;
 use crate::body;
 use crate::error::Result;
 use crate::openai::{check_prompt, conversation, held_bytes};
+use crate::remote::Fetched;
 use crate::reply::{ApiError, Reply};
 use axum::extract::{Request, State as Shared};
 use axum::routing::{get, post};
@@ -178,7 +179,7 @@ async fn divergence(Shared(app): Shared<Arc<App>>, request: Request) -> Reply<Js
 }
 
 fn prompt(app: &App, messages: &Value, config: &Config, answer: usize) -> Reply<Prompt> {
-    let messages = conversation(messages, app.pictures)?;
+    let messages = conversation(messages, app.pictures, &Fetched::default())?;
     let prompt = app.processor.prompt(&messages);
     let prompt = prompt.map_err(|error| ApiError::invalid("messages", error.to_string()))?;
     check_prompt(&prompt, config, app.engine.info.context.saturating_sub(answer - 1))?;

@@ -1,10 +1,12 @@
 //! What became of an answer: the plan's way over the board, and what the answer says is on it.
 
-use mgsd_tasks::perception::{self, Stated};
+use mgsd_tasks::perception::gold;
 use mgsd_tasks::plan::parse_benchmark;
 use mgsd_tasks::score::benchmark::{BenchmarkCase, score_parsed};
+use mgsd_tasks::stated::{Fact, facts};
 use mgsd_tasks::{Action, Board, Direction};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// Walks the plan of an answer by the benchmark's rules, and reads what the answer states.
 pub fn walk(board: &Board, answer: &str) -> Value {
@@ -29,24 +31,25 @@ pub fn walk(board: &Board, answer: &str) -> Value {
 
 /// What an answer states, question by question, beside what is so; questions that it does not touch are left out.
 fn perception(board: &Board, answer: &str) -> Value {
-    let right = perception::score(board, perception::statement(answer));
-    let said = perception::stated(board.task(), answer);
-    let truth = perception::stated(board.task(), &perception::gold(board));
-    let both = said.into_iter().zip(truth);
+    let truth = facts(board.task(), &gold(board));
+    let both = facts(board.task(), answer).into_iter().zip(truth);
     both.filter_map(|((name, said), (_, truth))| {
-        Some(json!({"question": name, "stated": value(&said?), "truth": value(&truth?), "right": right.get(name)}))
+        let (said, truth) = (said?, truth?);
+        let right = said == truth;
+        Some(json!({"question": name, "stated": value(&said), "truth": value(&truth), "right": right}))
     })
     .collect()
 }
 
-fn value(said: &Stated) -> Value {
-    let words = |directions: &[Direction]| directions.iter().map(|direction| direction.word()).collect::<Vec<_>>();
-    match said {
-        Stated::Size(rows, columns) => json!({"size": [rows, columns]}),
-        Stated::Cell(cell) => json!({"cells": [cell]}),
-        Stated::Cells(cells) => json!({"cells": cells}),
-        Stated::Directions(directions) => json!({"directions": words(directions)}),
-        Stated::Openings(cells) => {
+fn value(fact: &Fact) -> Value {
+    let words =
+        |directions: &BTreeSet<Direction>| directions.iter().map(|direction| direction.word()).collect::<Vec<_>>();
+    match fact {
+        Fact::Size(rows, columns) => json!({"size": [rows, columns]}),
+        Fact::Cell(cell) => json!({"cells": [cell]}),
+        Fact::Cells(cells) => json!({"cells": cells}),
+        Fact::Directions(directions) => json!({"directions": words(directions)}),
+        Fact::Openings(cells) => {
             let open = cells.iter().map(|(cell, open)| json!({"cell": cell, "open": words(open)}));
             json!({"openings": open.collect::<Vec<_>>()})
         }

@@ -223,6 +223,7 @@ impl Worker {
                 }
             }
         })?;
+        metrics.prefilled_tokens.store(self.generator.prefilled_tokens(), Relaxed);
         metrics.step_time.observe(began.elapsed());
         for number in ended {
             if let Some((client, answer)) = self.active.remove(&number) {

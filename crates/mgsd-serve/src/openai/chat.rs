@@ -1,6 +1,6 @@
 //! `/v1/models` and `/v1/chat/completions`.
 
-use super::messages::conversation;
+use super::messages::{conversation, remote_pictures};
 use super::objects::{Choice, Completion, LogProbs, Spoken, StopReason, TokenLogProbs, Usage};
 use super::prepare::{check_prompt, held_bytes, truncate};
 use super::request::ChatRequest;
@@ -8,6 +8,7 @@ use super::text::TextBuilder;
 use crate::app::{App, Peer};
 use crate::body;
 use crate::engine::{Answers, Canceller, Client, Delivery, HeldPictures, Job, Token, Update};
+use crate::remote::Fetched;
 use crate::reply::{ApiError, Reply};
 use crate::stream::{self, Frames};
 use axum::Json;
@@ -48,7 +49,20 @@ pub async fn completions(
 ) -> Reply<Response> {
     let body = body::read_json(&app, request).await?;
     let theirs = Arc::clone(&app);
-    let prepared = app.on_worker(move || prepare(&theirs, &body)).await??;
+    let (request, body) =
+        app.on_worker(move || Ok((ChatRequest::read(&body, &theirs.name, &theirs.defaults)?, body))).await??;
+    let fetched = match &app.remote {
+        Some(remote) => remote.fetch(&app, remote_pictures(&request.messages)).await?,
+        None => Fetched::default(),
+    };
+    let theirs = Arc::clone(&app);
+    let prepared = app.on_worker(move || {
+        let prepared = prepare(&theirs, request, &fetched);
+        // What was sent and fetched counts against the memory for as long as it is read.
+        drop((fetched, body));
+        prepared
+    });
+    let prepared = prepared.await??;
     let Prepared { request, prompt, pictures } = prepared;
     let (job, room) = job(&app, &request, &prompt, peer);
     let answers = app.engine.submit(job)?;
@@ -73,9 +87,8 @@ struct Prepared {
 }
 
 /// Everything that takes the processor's time.
-fn prepare(app: &App, body: &[u8]) -> Reply<Prepared> {
-    let request = ChatRequest::read(body, &app.name, &app.defaults)?;
-    let messages = conversation(&request.messages, app.pictures)?;
+fn prepare(app: &App, request: ChatRequest, fetched: &Fetched) -> Reply<Prepared> {
+    let messages = conversation(&request.messages, app.pictures, fetched)?;
     let wrong = |error: mgsd_model::error::Error| ApiError::invalid("messages", error.to_string());
     let mut prompt = app.processor.prompt(&messages).map_err(wrong)?;
     let info = &app.engine.info;

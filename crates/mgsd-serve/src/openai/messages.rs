@@ -1,5 +1,7 @@
-//! Conversations with pictures, from clients that are not to be trusted: a picture is a data URL of bounded size.
+//! Conversations with pictures, from clients that are not to be trusted: a picture is a data URL of bounded size, or was
+//! fetched before.
 
+use crate::remote::Fetched;
 use crate::reply::{ApiError, Reply};
 use base64::Engine as _;
 use mgsd_model::chat::{Content, Message, Part};
@@ -19,8 +21,32 @@ pub struct PictureLimits {
     pub pixels: usize,
 }
 
-/// Reads OpenAI-style messages. Never reads a file or the network.
-pub fn conversation(messages: &Value, limits: PictureLimits) -> Reply<Vec<Message>> {
+/// The URLs of pictures that lie elsewhere, each once, with the place of the first part that names it.
+pub fn remote_pictures(messages: &Value) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (index, message) in messages.as_array().into_iter().flatten().enumerate() {
+        for (place, part) in message["content"].as_array().into_iter().flatten().enumerate() {
+            let url = picture_url(part).filter(|url| part["type"] == "image_url" && is_remote(url));
+            if let Some(url) = url.filter(|url| !found.iter().any(|(_, known)| known == url)) {
+                found.push((format!("messages[{index}].content[{place}]"), url.to_string()));
+            }
+        }
+    }
+    found
+}
+
+fn picture_url(part: &Value) -> Option<&str> {
+    part["image_url"]["url"].as_str().or_else(|| part["image_url"].as_str())
+}
+
+fn is_remote(url: &str) -> bool {
+    let begins = |scheme: &str| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    begins("http://") || begins("https://")
+}
+
+/// Reads OpenAI-style messages. Never reads a file or the network: `fetched` holds what the URLs of
+/// [`remote_pictures`] gave, if they were allowed to be asked.
+pub fn conversation(messages: &Value, limits: PictureLimits, fetched: &Fetched) -> Reply<Vec<Message>> {
     let list = messages.as_array().filter(|list| !list.is_empty());
     let Some(list) = list else {
         let found = short(messages);
@@ -30,10 +56,16 @@ pub fn conversation(messages: &Value, limits: PictureLimits) -> Reply<Vec<Messag
         ));
     };
     let mut pictures = 0;
-    list.iter().enumerate().map(|(index, message)| read(index, message, limits, &mut pictures)).collect()
+    list.iter().enumerate().map(|(index, message)| read(index, message, limits, fetched, &mut pictures)).collect()
 }
 
-fn read(index: usize, message: &Value, limits: PictureLimits, pictures: &mut usize) -> Reply<Message> {
+fn read(
+    index: usize,
+    message: &Value,
+    limits: PictureLimits,
+    fetched: &Fetched,
+    pictures: &mut usize,
+) -> Reply<Message> {
     let at = |field: &str| format!("messages[{index}].{field}");
     let role = match message["role"].as_str() {
         Some("developer" | "system") => "system",
@@ -48,8 +80,9 @@ fn read(index: usize, message: &Value, limits: PictureLimits, pictures: &mut usi
     let content = match &message["content"] {
         Value::String(text) => Content::Text(text.clone()),
         Value::Array(parts) => {
-            let part =
-                |(place, part): (usize, &Value)| read_part(&at(&format!("content[{place}]")), part, limits, pictures);
+            let part = |(place, part): (usize, &Value)| {
+                read_part(&at(&format!("content[{place}]")), part, limits, fetched, pictures)
+            };
             Content::Parts(parts.iter().enumerate().map(part).collect::<Reply<_>>()?)
         }
         other => {
@@ -60,9 +93,8 @@ fn read(index: usize, message: &Value, limits: PictureLimits, pictures: &mut usi
     Ok(Message { role: role.into(), content })
 }
 
-fn read_part(at: &str, part: &Value, limits: PictureLimits, pictures: &mut usize) -> Reply<Part> {
-    let url = part["image_url"]["url"].as_str().or_else(|| part["image_url"].as_str());
-    match (part["type"].as_str(), part["text"].as_str(), url) {
+fn read_part(at: &str, part: &Value, limits: PictureLimits, fetched: &Fetched, pictures: &mut usize) -> Reply<Part> {
+    match (part["type"].as_str(), part["text"].as_str(), picture_url(part)) {
         (Some("text"), Some(text), _) => Ok(Part::Text(text.into())),
         (Some("image_url"), _, Some(url)) => {
             *pictures += 1;
@@ -70,7 +102,7 @@ fn read_part(at: &str, part: &Value, limits: PictureLimits, pictures: &mut usize
                 let message = format!("{at} is picture {pictures}; a request may have {}", limits.count);
                 return Err(ApiError::invalid(at, message));
             }
-            let image = picture(at, url, limits)?;
+            let image = picture(at, url, limits, fetched)?;
             Ok(Part::Image(ImageSource::Rgb(Arc::new(image))))
         }
         _ => Err(ApiError::invalid(
@@ -84,22 +116,32 @@ fn read_part(at: &str, part: &Value, limits: PictureLimits, pictures: &mut usize
     }
 }
 
-fn picture(at: &str, url: &str, limits: PictureLimits) -> Reply<RgbImage> {
+fn picture(at: &str, url: &str, limits: PictureLimits, fetched: &Fetched) -> Reply<RgbImage> {
     let wrong = |problem: String| ApiError::invalid(at, format!("{at}: {problem}"));
-    let Some(data) = url.strip_prefix("data:") else {
+    let inline;
+    let (kind, bytes): (&str, &[u8]) = if let Some(bytes) = fetched.get(url) {
+        ("fetched", bytes)
+    } else if let Some(data) = url.strip_prefix("data:") {
+        let Some((kind, data)) = data.split_once(',').filter(|(kind, _)| kind.ends_with(";base64")) else {
+            return Err(wrong("the data URL is not base64; expected data:image/png;base64,...".into()));
+        };
+        inline = base64::engine::general_purpose::STANDARD
+            .decode(data.trim())
+            .map_err(|problem| wrong(format!("the data URL is not valid base64: {problem}")))?;
+        (kind, &inline)
+    } else {
         let start: String = url.chars().take(40).collect();
+        let does = if is_remote(url) {
+            "fetches no pictures unless it is started with --allow-remote-images, and opens no files"
+        } else {
+            "opens no files"
+        };
         return Err(wrong(format!(
-            "the picture's URL begins with {start:?}; this server fetches nothing and opens no files: send the picture \
-             itself as data:image/png;base64,..."
+            "the picture's URL begins with {start:?}; this server {does}: send the picture itself as \
+             data:image/png;base64,..."
         )));
     };
-    let Some((kind, data)) = data.split_once(',').filter(|(kind, _)| kind.ends_with(";base64")) else {
-        return Err(wrong("the data URL is not base64; expected data:image/png;base64,...".into()));
-    };
-    let bytes = base64::engine::general_purpose::STANDARD
-        .decode(data.trim())
-        .map_err(|problem| wrong(format!("the data URL is not valid base64: {problem}")))?;
-    let reader = image::ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
+    let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let size = reader.map_err(image::ImageError::from).and_then(image::ImageReader::into_dimensions);
     let (width, height) = size.map_err(|problem| {
         wrong(format!("the picture ({kind}) cannot be decoded: {problem}; expected a PNG or JPEG"))
@@ -108,7 +150,7 @@ fn picture(at: &str, url: &str, limits: PictureLimits) -> Reply<RgbImage> {
         let problem = format!("the picture has {width} x {height} pixels; expected at most {} in all", limits.pixels);
         return Err(ApiError { code: "image_too_large", ..wrong(problem) });
     }
-    RgbImage::decode(&bytes, "the picture").map_err(|error| wrong(error.to_string()))
+    RgbImage::decode(bytes, "the picture").map_err(|error| wrong(error.to_string()))
 }
 
 #[cfg(test)]
@@ -121,6 +163,10 @@ mod tests {
     fn data_url(side: usize) -> String {
         let png = mgsd_tasks::RgbImage::filled(side, side, [9, 8, 7]).to_png().expect("encode");
         format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(png))
+    }
+
+    fn conversation(messages: &Value, limits: PictureLimits) -> Reply<Vec<Message>> {
+        super::conversation(messages, limits, &Fetched::default())
     }
 
     fn show(url: &str) -> Value {
@@ -146,6 +192,18 @@ mod tests {
             assert_eq!(error.param.as_deref(), Some("messages[0].content[0]"));
             assert!(error.message.contains("opens no files"), "{}", error.message);
         }
+    }
+
+    #[test]
+    fn remote_pictures_are_found_once_with_their_place() {
+        let part = |url: &str| json!({"type": "image_url", "image_url": {"url": url}});
+        let content =
+            json!([part("data:x"), part("http://a/1"), part("HTTPS://b/2"), part("http://a/1"), part("file:///c")]);
+        let found = remote_pictures(
+            &json!([{"role": "system", "content": "http://no/part"}, {"role": "user", "content": content}]),
+        );
+        let found: Vec<(&str, &str)> = found.iter().map(|(at, url)| (at.as_str(), url.as_str())).collect();
+        assert_eq!(found, [("messages[1].content[1]", "http://a/1"), ("messages[1].content[2]", "HTTPS://b/2")]);
     }
 
     #[test]

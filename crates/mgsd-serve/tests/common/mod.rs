@@ -21,6 +21,7 @@ pub fn options() -> Options {
         api_key: None,
         capacity: Capacity { slots: Some(4), context: Some(1024), ..Capacity::default() },
         limits: Limits::default(),
+        remote: None,
         pixels: Default::default(),
         prompts: "compact".into(),
         pictures: Default::default(),

@@ -7,7 +7,7 @@ use mgsd_model::chat::{Message, Part};
 use mgsd_model::generate::{Generator, Request};
 use mgsd_model::image::{ImageSource, PixelLimits};
 use mgsd_model::linear::Adapter;
-use mgsd_model::model::{Purpose, Qwen3Vl};
+use mgsd_model::model::Qwen3Vl;
 use mgsd_model::processor::Processor;
 use mgsd_model::sampling::Sampling;
 use std::io::Write;
@@ -69,6 +69,9 @@ pub struct Chat {
     /// Model folder.
     #[arg(long)]
     model: PathBuf,
+    /// Folder of a PEFT adapter that was trained on the model.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
     /// Pictures to show, in order, before the text.
     #[arg(long)]
     image: Vec<PathBuf>,
@@ -144,8 +147,7 @@ fn trace(args: &Trace, console: &Console) -> anyhow::Result<()> {
     let base = path.parent().unwrap_or(std::path::Path::new("."));
     let messages = Message::list_from_json(&json, base).with_context(|| path.display().to_string())?;
     let processor = Processor::open(&args.model, args.pixels.limits())?;
-    let mut model = Qwen3Vl::load(&args.model, Purpose::Inference)?;
-    model.settle(device);
+    let model = Qwen3Vl::for_inference(&args.model, None, device)?;
     let trace = mgsd_model::trace::trace(&model, &processor.prompt(&messages)?, args.generate)?;
     mgsd_model::weights::write_arrays(&args.out, &trace)?;
     console.say(format_args!("{} tensors in {}", trace.len(), args.out.display()));
@@ -172,8 +174,7 @@ fn chat(args: &Chat, console: &Console) -> anyhow::Result<()> {
     let mut parts: Vec<Part> = args.image.iter().map(|path| Part::Image(ImageSource::Path(path.clone()))).collect();
     parts.push(Part::Text(prompt));
     let processor = Processor::open(&args.model, args.pixels.limits())?;
-    let mut model = Qwen3Vl::load(&args.model, Purpose::Inference)?;
-    model.settle(device);
+    let model = Qwen3Vl::for_inference(&args.model, args.adapter.as_deref(), device)?;
     let request = Request {
         prompt: Arc::new(processor.prompt(&[Message::parts("user", parts)])?),
         sampling,

@@ -7,11 +7,11 @@ use crate::console::Console;
 use crate::demo::embedded;
 use crate::interrupt;
 use anyhow::{Context, ensure};
-use mgsd_model::model::{Purpose, Qwen3Vl};
-use mgsd_serve::{Capacity, Limits, Models, Options, Server};
+use mgsd_model::model::Qwen3Vl;
+use mgsd_serve::{Capacity, Limits, Models, Options, Reach, RemotePictures, Server};
 use mgsd_tasks::RenderOptions;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ pub struct Args {
     /// Model folder; default: the embedded model.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Folder of a PEFT adapter that was trained on the model, to be served on top of it.
+    #[arg(long, requires = "model")]
+    adapter: Option<PathBuf>,
     /// Folder of a teacher with the same vocabulary, to colour each token of an answer by its divergence from it.
     #[arg(long)]
     teacher: Option<PathBuf>,
@@ -60,6 +63,14 @@ pub struct Args {
     /// Most megapixels of one picture as it is sent; it is reduced for the model afterwards.
     #[arg(long, default_value_t = 16)]
     max_megapixels: usize,
+    /// Fetch pictures that a request names by an http or https address; without it they are refused. Only addresses of
+    /// the public internet are asked, for as many bytes as a body may have and for at most 20 seconds a request.
+    #[arg(long)]
+    allow_remote_images: bool,
+    /// Fetch pictures from this machine and from private networks too: whoever may ask the model can then make this
+    /// machine ask whatever it can reach.
+    #[arg(long, requires = "allow_remote_images")]
+    allow_private_addresses: bool,
     /// Most open connections.
     #[arg(long, default_value_t = 1024)]
     max_connections: usize,
@@ -148,6 +159,8 @@ impl Drop for Folder {
     }
 }
 
+/// How long the pictures of one request may take to arrive.
+const FETCH_TIME: Duration = Duration::from_secs(20);
 /// Below this many tokens a vocabulary cannot hold the standard prompts in a sensible number of tokens.
 const SMALL_VOCABULARY: usize = 4096;
 
@@ -174,22 +187,23 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             tokens: args.max_tokens.unwrap_or(defaults.tokens),
             connections: args.max_connections,
         },
+        remote: args.allow_remote_images.then_some(RemotePictures {
+            reach: if args.allow_private_addresses { Reach::Anywhere } else { Reach::Public },
+            time: FETCH_TIME,
+        }),
         pixels: args.pixels.limits(),
         prompts,
         pictures: RenderOptions { image_size: 256, tiles: tile_set(args.tiles.as_deref())? },
         drain: Duration::from_secs(args.drain),
     };
     let stop = interrupt::install()?;
-    let (model, teacher) = (folder.path.clone(), args.teacher.clone());
-    let load = move |path: &Path| {
-        let mut model = Qwen3Vl::load(path, Purpose::Inference)?;
-        model.settle(device);
-        Ok(model)
+    let (model, adapter, teacher) = (folder.path.clone(), args.adapter.clone(), args.teacher.clone());
+    let load = move || {
+        let model = Qwen3Vl::for_inference(&model, adapter.as_deref(), device)?;
+        let teacher = teacher.map(|teacher| Qwen3Vl::for_inference(&teacher, None, device));
+        Ok(Models { model, teacher: teacher.transpose()? })
     };
-    let server = Server::start(
-        &options,
-        Box::new(move || Ok(Models { model: load(&model)?, teacher: teacher.as_deref().map(load).transpose()? })),
-    )?;
+    let server = Server::start(&options, Box::new(load))?;
     if open {
         console.note("warning: other machines can use this server without a key; --api-key-env NAME asks for one");
     }

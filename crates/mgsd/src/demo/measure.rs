@@ -36,7 +36,7 @@ impl Bench {
 
     /// Measures a model folder, greedily.
     pub fn measure(&self, stage: &str, model: &Path) -> anyhow::Result<StageScores> {
-        let mut client = LocalClient::open(model, PixelLimits::default(), SLOTS, self.device)?;
+        let mut client = LocalClient::open(model, None, PixelLimits::default(), SLOTS, self.device)?;
         let mut quiet = |_| {};
         let mut planned = |modality| -> anyhow::Result<_> {
             let options = RunOptions { max_new_tokens: MAX_NEW_TOKENS, ..RunOptions::greedy(modality) };

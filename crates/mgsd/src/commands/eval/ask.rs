@@ -43,6 +43,9 @@ pub struct Common {
     /// Model folder; with --endpoint the model's name there.
     #[arg(long)]
     model: String,
+    /// Folder of a PEFT adapter that was trained on the model.
+    #[arg(long, conflicts_with = "endpoints")]
+    adapter: Option<PathBuf>,
     /// Task folder, as `mgsd tasks generate` writes it.
     #[arg(long, conflicts_with = "benchmark", required_unless_present = "benchmark")]
     data: Option<PathBuf>,
@@ -71,7 +74,8 @@ pub struct Common {
     /// Folder to write rows, summaries and analyses to.
     #[arg(long)]
     out: PathBuf,
-    /// Name of the model in files and tables; default: its folder's name, or its name at the endpoint.
+    /// Name of the model in files and tables; default: its folder's name, followed by the adapter's if there is one, or
+    /// its name at the endpoint.
     #[arg(long)]
     label: Option<String>,
     /// Keep rows that are there, ask only about the rest.
@@ -157,8 +161,13 @@ impl Common {
 
     /// A name for files: the last part of a folder or of `vendor/model`.
     fn label(&self) -> String {
-        let last = || Path::new(&self.model).file_name().map(|name| name.to_string_lossy().into_owned());
-        let label = self.label.clone().or_else(last).unwrap_or_else(|| "model".to_string());
+        let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let given = || {
+            let model = last(Path::new(&self.model))?;
+            let adapter = self.adapter.as_deref().and_then(last);
+            Some(adapter.map_or(model.clone(), |adapter| format!("{model}-{adapter}")))
+        };
+        let label = self.label.clone().or_else(given).unwrap_or_else(|| "model".to_string());
         label.replace(['/', '\\', ':'], "-")
     }
 
@@ -167,7 +176,8 @@ impl Common {
             return Ok(Box::new(self.endpoint.client(&self.model)?));
         }
         let device = self.device.open()?;
-        Ok(Box::new(LocalClient::open(Path::new(&self.model), self.pixels.limits(), self.batch, device)?))
+        let (folder, adapter, limits) = (Path::new(&self.model), self.adapter.as_deref(), self.pixels.limits());
+        Ok(Box::new(LocalClient::open(folder, adapter, limits, self.batch, device)?))
     }
 }
 
