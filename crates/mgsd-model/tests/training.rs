@@ -13,7 +13,7 @@ use mgsd_compute::{Dtype, Tensor, Write};
 use mgsd_model::batch::Batch;
 use mgsd_model::linear::Adapter;
 use mgsd_model::lora::LoraConfig;
-use mgsd_model::model::{Activations, Keep, Parts, Qwen3Vl};
+use mgsd_model::model::{Activations, Keep, Parts, Qwen3Vl, Recompute};
 
 /// The stored supervised batch: packed, with the rows that predict a labelled token.
 struct Supervised {
@@ -138,6 +138,28 @@ fn full_gradients_agree_with_pytorch_tied_and_untied() {
             assert!((loss - f64::from(floats(&stored, "loss")[0])).abs() < 1e-5, "{loss}");
             assert!(compare_grads(&model, &stored, "grad.") >= 19);
         }
+    }
+}
+
+#[test]
+fn what_is_made_again_for_the_pass_back_changes_no_gradient() {
+    let root = &roots()[0];
+    let batch = arrays(root.join("training/lora_sft.safetensors"));
+    let mut with_adapter = tied_with_adapter(root);
+    let mut whole = model(root, "tiny-qwen3vl");
+    whole.set_trainable(Parts::ALL);
+    for model in [&mut with_adapter, &mut whole] {
+        let data = supervised(model, &batch);
+        let mut run = |recompute| {
+            let mut pass = Pass::new(model);
+            pass.acts.set_recompute(recompute);
+            let loss = pass.run(model, &data, Adapter::On);
+            (loss, grads(model))
+        };
+        let kept = run(Recompute::Nothing);
+        assert!(!kept.1.is_empty());
+        assert_eq!(run(Recompute::Cheap), kept);
+        assert_eq!(run(Recompute::Layers), kept);
     }
 }
 

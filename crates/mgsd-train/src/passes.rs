@@ -6,7 +6,7 @@ use mgsd_compute::ops::rows;
 use mgsd_compute::{Tensor, Write};
 use mgsd_model::config::Config;
 use mgsd_model::linear::Adapter;
-use mgsd_model::model::{Activations, Keep, Qwen3Vl};
+use mgsd_model::model::{Activations, Keep, Qwen3Vl, Recompute};
 
 /// Buffers of the passes; nothing is allocated in them once the largest batch was seen.
 pub(crate) struct Passes {
@@ -22,9 +22,11 @@ pub(crate) struct Passes {
 }
 
 impl Passes {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, recompute: Option<Recompute>) -> Self {
+        let mut acts = Activations::new(config);
+        recompute.into_iter().for_each(|recompute| acts.set_recompute(recompute));
         Self {
-            acts: Activations::new(config),
+            acts,
             hidden: Tensor::empty(),
             d_hidden: Tensor::empty(),
             d_all: Tensor::empty(),

@@ -92,7 +92,7 @@ impl<'a> Supervised<'a> {
         scale: f32,
         world: &World,
     ) -> Self {
-        let passes = Passes::new(&model.config);
+        let passes = Passes::new(&model.config, recipe.model.recompute);
         let config = model.config.clone();
         let (pool, world, workers) = (Arc::default(), world.clone(), worker_count(model.device()));
         let (prefetch, held_out) = (None, None);

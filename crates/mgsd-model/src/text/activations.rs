@@ -7,7 +7,8 @@ use crate::config::TextConfig;
 use crate::rope::{RopeTable, text_picks};
 
 /// What a pass forward keeps of each layer for the pass back; the rest is made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Everything is kept: fastest where memory is plentiful, as on a CPU.
     Nothing,

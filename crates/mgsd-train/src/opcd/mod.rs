@@ -58,7 +58,7 @@ pub(crate) fn run(recipe: &Recipe, control: &Control) -> Result<Summary> {
         replay,
         teacher: Teacher::load(recipe, control.device)?,
         roller: Roller::new(recipe, model, rows.processor())?,
-        passes: Passes::new(&model.config),
+        passes: Passes::new(&model.config, recipe.model.recompute),
         student_micro: MicroBatch::new(&model.config),
         teacher_micro: MicroBatch::new(&model.config),
         teacher_hidden: Tensor::empty(),

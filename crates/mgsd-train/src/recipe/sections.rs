@@ -1,5 +1,6 @@
 //! The sections of a recipe, one struct each, one documented field a key.
 
+use mgsd_model::model::Recompute;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,6 +22,11 @@ pub struct Model {
     /// Which parts are trained when there is no adapter.
     #[serde(default)]
     pub train: Parts,
+    /// What of the decoder's activations is made again for the pass back instead of being kept: `"nothing"`, `"cheap"`
+    /// (norms, rotations, the gated product) or `"layers"` (all but each layer's input: the least memory, a third more
+    /// work). Default: nothing on the CPU, cheap on a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
 }
 
 /// `[model.adapter]`: LoRA.
