@@ -83,13 +83,16 @@ pub(crate) struct Copies {
 
 impl Copies {
     /// Tokens that are gathered at once, which bounds the memory for them.
-    const AT_ONCE: usize = 4096;
+    const AT_ONCE: usize = 32768;
+    /// Most pieces, and so lists that a GPU has to keep beside those of the steps that it has recorded.
+    const PIECES: usize = 8;
 
     /// Stores the copies of one layer; `gathered` is room for keys and values.
     fn store(&self, cache: &mut KvCache, k: &Tensor, v: &Tensor, gathered: &mut [Tensor; 2]) {
         let [keys, values] = gathered;
-        let lists = self.rows.chunks(Self::AT_ONCE).zip(self.slots.chunks(Self::AT_ONCE));
-        for ((tokens, slots), places) in lists.zip(self.places.chunks(Self::AT_ONCE)) {
+        let piece = self.rows.len().div_ceil(Self::PIECES).max(Self::AT_ONCE);
+        let lists = self.rows.chunks(piece).zip(self.slots.chunks(piece)).zip(self.places.chunks(piece));
+        for ((tokens, slots), places) in lists {
             rows::gather(keys, k, tokens);
             rows::gather(values, v, tokens);
             cache.store(keys, values, slots, places);
