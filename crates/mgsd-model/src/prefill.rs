@@ -2,16 +2,45 @@
 
 use std::sync::Arc;
 
+use mgsd_compute::Tensor;
 use mgsd_compute::ops::attention::KvCache;
+use mgsd_compute::ops::rows;
 
 use crate::batch::Batch;
 use crate::config::Config;
 use crate::error::Result;
 use crate::processor::Prompt;
-use crate::text::{Copies, Pass};
+use crate::text::Pass;
 
 /// Prompt tokens that are run in one pass; a longer prompt is run alone.
 const MOST_TOKENS: usize = 4096;
+
+/// Tokens whose keys and values serve several slots: token `rows[i]` goes to `slots[i]`, `places[i]` as well.
+#[derive(Default)]
+pub(crate) struct Copies {
+    pub rows: Vec<u32>,
+    pub slots: Vec<u32>,
+    pub places: Vec<u32>,
+}
+
+impl Copies {
+    /// Tokens that are gathered at once, which bounds the memory for them.
+    const AT_ONCE: usize = 32768;
+    /// Most pieces, and so lists that a GPU has to keep beside those of the steps that it has recorded.
+    const PIECES: usize = 8;
+
+    /// Stores the copies of one layer; `gathered` is room for keys and values.
+    pub fn store(&self, cache: &mut KvCache, k: &Tensor, v: &Tensor, gathered: &mut [Tensor; 2]) {
+        let [keys, values] = gathered;
+        let piece = self.rows.len().div_ceil(Self::PIECES).max(Self::AT_ONCE);
+        let lists = self.rows.chunks(piece).zip(self.slots.chunks(piece)).zip(self.places.chunks(piece));
+        for ((tokens, slots), places) in lists {
+            rows::gather(keys, k, tokens);
+            rows::gather(values, v, tokens);
+            cache.store(keys, values, slots, places);
+        }
+    }
+}
 
 /// The prompts of one pass and the slots they go to.
 pub(crate) struct Prefill {

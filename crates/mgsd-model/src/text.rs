@@ -14,6 +14,7 @@ use crate::config::TextConfig;
 use crate::linear::{Adapter, Linear};
 use crate::model::Keep;
 use crate::param::Parameter;
+use crate::prefill::Copies;
 use crate::trace::{Observer, Tap};
 use crate::vision::VisionFeatures;
 
@@ -71,33 +72,6 @@ pub(crate) enum Pass<'a> {
     Prefill { bounds: &'a [usize], caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32], copies: &'a Copies },
     /// One token a sequence; `lengths[i] = places[i] + 1`.
     Decode { caches: &'a mut [KvCache], slots: &'a [u32], places: &'a [u32], lengths: &'a [u32] },
-}
-
-/// Tokens whose keys and values serve several slots: token `rows[i]` goes to `slots[i]`, `places[i]` as well.
-#[derive(Default)]
-pub(crate) struct Copies {
-    pub rows: Vec<u32>,
-    pub slots: Vec<u32>,
-    pub places: Vec<u32>,
-}
-
-impl Copies {
-    /// Tokens that are gathered at once, which bounds the memory for them.
-    const AT_ONCE: usize = 32768;
-    /// Most pieces, and so lists that a GPU has to keep beside those of the steps that it has recorded.
-    const PIECES: usize = 8;
-
-    /// Stores the copies of one layer; `gathered` is room for keys and values.
-    fn store(&self, cache: &mut KvCache, k: &Tensor, v: &Tensor, gathered: &mut [Tensor; 2]) {
-        let [keys, values] = gathered;
-        let piece = self.rows.len().div_ceil(Self::PIECES).max(Self::AT_ONCE);
-        let lists = self.rows.chunks(piece).zip(self.slots.chunks(piece)).zip(self.places.chunks(piece));
-        for ((tokens, slots), places) in lists {
-            rows::gather(keys, k, tokens);
-            rows::gather(values, v, tokens);
-            cache.store(keys, values, slots, places);
-        }
-    }
 }
 
 /// What all layers of a pass have in common.
