@@ -19,6 +19,7 @@ pub mod report;
 pub mod rows;
 pub mod run;
 pub mod settings;
+pub mod several;
 pub mod stats;
 pub mod summary;
 mod sync;

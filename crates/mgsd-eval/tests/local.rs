@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mgsd_eval::client::{Answer, Client, LocalClient, Message, Picture, Request};
+use mgsd_eval::several::Several;
 use mgsd_model::image::PixelLimits;
 use mgsd_tasks::RgbImage;
 
@@ -15,7 +16,7 @@ fn request(question: &str, picture: Picture) -> Request {
     Request { messages, max_new_tokens: 6, temperature: 0.0, top_p: 1.0, seed: 0 }
 }
 
-fn answers(client: &mut LocalClient<'_>, requests: &[Request]) -> Vec<Answer> {
+fn answers(client: &mut dyn Client, requests: &[Request]) -> Vec<Answer> {
     let mut answers = vec![Answer::default(); requests.len()];
     let mut seen = 0;
     client
@@ -49,4 +50,15 @@ fn a_batch_answers_as_each_request_alone_and_a_broken_picture_fails_alone() {
         assert!(expected.tokens.is_some_and(|tokens| (1..=6).contains(&tokens)));
         assert_eq!(&answers(&mut client, std::slice::from_ref(request))[0], expected);
     }
+}
+
+#[test]
+fn several_devices_answer_as_one_does() {
+    let open =
+        || LocalClient::open(&folder(), None, PixelLimits::default(), 2, Default::default()).expect("tiny model");
+    let shaded = |shade: u8| Picture::drawn(move || Ok(RgbImage::filled(64, 64, [shade, 90, 200])));
+    let requests: Vec<Request> = (0..9).map(|shade| request("<image>what is this?", shaded(25 * shade))).collect();
+    let alone = answers(&mut open(), &requests);
+    assert!(alone.iter().any(|answer| answer != &alone[0]));
+    assert_eq!(answers(&mut Several::new(vec![open(), open()], 2), &requests), alone);
 }

@@ -41,6 +41,26 @@ impl Device {
 
     /// The device, or what is missing to use it.
     pub fn open(&self) -> anyhow::Result<mgsd_compute::Device> {
-        mgsd_compute::Device::parse(&self.device).map_err(|why| anyhow::anyhow!("--device {}: {why}", self.device))
+        open(&self.device)
     }
+}
+
+/// Where a model runs, once or several times.
+#[derive(clap::Args)]
+pub struct Devices {
+    /// Where the model runs: cpu, cuda or cuda:N; by default the first GPU if there is one that can be used. Several, such
+    /// as cuda:0,cuda:1, hold a copy each and share the work.
+    #[arg(long = "device", default_value = "auto", value_name = "cpu|cuda|cuda:N", value_delimiter = ',')]
+    devices: Vec<String>,
+}
+
+impl Devices {
+    /// The devices, or what is missing to use one of them.
+    pub fn open(&self) -> anyhow::Result<Vec<mgsd_compute::Device>> {
+        self.devices.iter().map(|device| open(device)).collect()
+    }
+}
+
+fn open(device: &str) -> anyhow::Result<mgsd_compute::Device> {
+    mgsd_compute::Device::parse(device).map_err(|why| anyhow::anyhow!("--device {device}: {why}"))
 }

@@ -1,7 +1,7 @@
 //! `mgsd eval plan` and `mgsd eval perception`: asking a model about boards.
 
 use super::endpoint::EndpointArgs;
-use crate::commands::Device;
+use crate::commands::Devices;
 use crate::commands::model::Pixels;
 use crate::commands::tasks::tile_set;
 use crate::console::Console;
@@ -11,6 +11,7 @@ use mgsd_eval::analysis::{self, Tokens};
 use mgsd_eval::cases::{EvalCase, Modality};
 use mgsd_eval::client::{Client, LocalClient, Request};
 use mgsd_eval::run::{Progress, Resume, RunOptions};
+use mgsd_eval::several::Several;
 use mgsd_eval::{endpoint, perception, plan};
 use mgsd_tasks::{RenderOptions, Task};
 use std::collections::HashMap;
@@ -108,7 +109,7 @@ pub struct Common {
     #[command(flatten)]
     pixels: Pixels,
     #[command(flatten)]
-    device: Device,
+    devices: Devices,
     #[command(flatten)]
     endpoint: EndpointArgs,
 }
@@ -175,9 +176,18 @@ impl Common {
         if !self.endpoint.endpoints.is_empty() {
             return Ok(Box::new(self.endpoint.client(&self.model)?));
         }
-        let device = self.device.open()?;
         let (folder, adapter, limits) = (Path::new(&self.model), self.adapter.as_deref(), self.pixels.limits());
-        Ok(Box::new(LocalClient::open(folder, adapter, limits, self.batch, device)?))
+        let open = |device| Ok(LocalClient::open(folder, adapter, limits, self.batch, device)?);
+        let mut clients: Vec<LocalClient> =
+            self.devices.open()?.into_iter().map(open).collect::<anyhow::Result<_>>()?;
+        match clients.pop() {
+            Some(only) if clients.is_empty() => Ok(Box::new(only)),
+            last => {
+                clients.extend(last);
+                // Twice as many as fit, so that a place that becomes free is taken.
+                Ok(Box::new(Several::new(clients, 2 * self.batch)))
+            }
+        }
     }
 }
 
