@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{boards, fails, ok};
+use common::{boards, fails, ok, tiny_model};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 
 #[test]
 fn a_solved_board_scores_under_both_rules() {
@@ -36,6 +38,40 @@ fn the_same_seed_gives_the_same_bytes_whatever_the_number_of_jobs() {
         let read = |jobs: &str| std::fs::read(folder.path().join(jobs).join("Maze/level4").join(file)).expect("a file");
         assert!(read("1") == read("2"), "{file}");
     }
+}
+
+#[test]
+fn held_out_boards_and_training_boards_are_all_boards() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let boards = |part: &str| -> BTreeSet<OsString> {
+        let call =
+            ["tasks", "generate", "--task", "maze", "--levels", "4", "--count", "60", "--no-images", "--out", part];
+        ok(folder.path(), &[call.as_slice(), &["--part", part]].concat());
+        let files = std::fs::read_dir(folder.path().join(part).join("Maze/level4/text")).expect("boards");
+        files.map(|file| file.expect("an entry").file_name()).collect()
+    };
+    let (all, training, held_out) = (boards("all"), boards("training"), boards("held-out"));
+    assert_eq!(all.len(), 60);
+    assert!((1..20).contains(&held_out.len()), "{held_out:?}");
+    assert!(training.is_disjoint(&held_out));
+    assert_eq!(training.union(&held_out).cloned().collect::<BTreeSet<_>>(), all);
+}
+
+#[test]
+fn two_devices_give_the_rows_of_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "m");
+    ok(folder, &["tasks", "generate", "--task", "maze", "--levels", "3", "--count", "7", "--out", "data"]);
+    let rows = |device: &str| {
+        let ask = ["eval", "plan", "--model", "m", "--data", "data", "--modality", "text", "--prompts", "compact"];
+        let rest = ["--max-new-tokens", "4", "--batch", "1", "--device", device, "--out", device];
+        ok(folder, &[ask.as_slice(), &rest].concat());
+        std::fs::read_to_string(folder.join(device).join("m_text.jsonl")).expect("rows")
+    };
+    let one = rows("cpu");
+    assert_eq!(one.lines().count(), 7);
+    assert_eq!(rows("cpu,cpu"), one);
 }
 
 #[test]

@@ -144,6 +144,9 @@ fn wrong_recipes_name_the_key_the_value_and_what_is_expected() {
     refused("data.mix.0.weight=0", &["`data.mix.0.weight`", "above 0"]);
     refused("data.mix.0.weight=nan", &["`data.mix.0.weight`", "NaN"]);
     refused("data.mix.0.tasks=[\"frozenlake\"]", &["data.mix.0.tasks", "frozenlake"]);
+    refused("data.mix.0.sides=[3, 8]", &["`data.mix.0.sides`", "[3, 8]", "`shapes`"]);
+    refused("data.mix=[{kind=\"shapes\", sides=[6, 3]}]", &["`data.mix.0.sides`", "[6, 3]", "2 to 100"]);
+    refused("model.recompute=\"some\"", &["`model.recompute`", "some", "layers"]);
     refused("data.tasks.chess={levels=[3]}", &["data.tasks.chess", "frozenlake, maze"]);
     refused("data.image_size=8", &["`data.image_size`", "8", "32"]);
     refused("data.tasks.maze.weight=nan", &["data.tasks.maze.weight", "NaN"]);

@@ -161,6 +161,12 @@ impl Recipe {
                 entry.weight,
                 "a number above 0",
             )?;
+            to.rule(
+                entry.sides.is_none() || entry.kind == SampleKind::Shapes,
+                &format!("{key}.sides"),
+                format_args!("{:?} for {:?}", entry.sides.unwrap_or_default(), entry.kind),
+                "it for `shapes` alone; boards have data.tasks.NAME.levels",
+            )?;
             match entry.kind {
                 SampleKind::Sharegpt => {
                     has_file = true;
