@@ -69,6 +69,13 @@ pub struct Tensor {
     cols: usize,
 }
 
+impl Default for Tensor {
+    /// The empty tensor.
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
 impl Tensor {
     /// A tensor of no rows; [`resize`](Tensor::resize) gives it a shape.
     pub fn empty() -> Self {

@@ -13,13 +13,14 @@ pub struct Several<C> {
 }
 
 impl<C: Client + Send> Several<C> {
-    /// `share` requests are taken at a time; as many as a client answers side by side, or more.
+    /// Up to `share` requests are taken at a time, fewer if that leaves a client without; as many as a client answers side
+    /// by side, or more.
     ///
     /// # Panics
     /// Without clients.
     pub fn new(clients: Vec<C>, share: usize) -> Self {
         assert!(!clients.is_empty(), "no clients to share requests between");
-        Self { clients, share: share.max(1) }
+        Self { clients, share }
     }
 }
 
@@ -29,7 +30,8 @@ impl<C: Client + Send> Client for Several<C> {
     }
 
     fn answer(&mut self, requests: &[Request], on_answer: &mut dyn FnMut(usize, Answer) -> Result<()>) -> Result<()> {
-        let (next, share) = (&AtomicUsize::new(0), self.share);
+        let share = self.share.min(requests.len().div_ceil(self.clients.len())).max(1);
+        let next = &AtomicUsize::new(0);
         std::thread::scope(|scope| {
             let (sender, answers) = mpsc::channel();
             for client in &mut self.clients {

@@ -42,6 +42,7 @@ pub(crate) struct VisionFeatures {
 }
 
 /// Gradients on their way down; one set for all blocks.
+#[derive(Default)]
 struct Descent {
     stream: Tensor,
     norm: Tensor,
@@ -91,25 +92,8 @@ impl VisionActivations {
             qkv: Tensor::empty(),
             streams: Vec::new(),
             blocks: Vec::new(),
-            mergers: (0..=mergers)
-                .map(|_| MergerActivations {
-                    normed: Tensor::empty(),
-                    wide: Tensor::empty(),
-                    bent: Tensor::empty(),
-                    low: std::array::from_fn(|_| Tensor::empty()),
-                })
-                .collect(),
-            descent: Descent {
-                stream: Tensor::empty(),
-                norm: Tensor::empty(),
-                q: Tensor::empty(),
-                k: Tensor::empty(),
-                v: Tensor::empty(),
-                attended: Tensor::empty(),
-                wide: Tensor::empty(),
-                bent: Tensor::empty(),
-                low: Tensor::empty(),
-            },
+            mergers: (0..=mergers).map(|_| MergerActivations::default()).collect(),
+            descent: Descent::default(),
             features: VisionFeatures::new(mergers),
             d_features: VisionFeatures::new(mergers),
         }
@@ -117,7 +101,7 @@ impl VisionActivations {
 
     fn reserve(&mut self, blocks: usize) {
         while self.blocks.len() < blocks {
-            self.blocks.push(BlockActivations::new());
+            self.blocks.push(BlockActivations::default());
         }
         while self.streams.len() < blocks + 1 {
             self.streams.push(Tensor::empty());

@@ -24,7 +24,9 @@ pub(crate) struct Passes {
 impl Passes {
     pub(crate) fn new(config: &Config, recompute: Option<Recompute>) -> Self {
         let mut acts = Activations::new(config);
-        recompute.into_iter().for_each(|recompute| acts.set_recompute(recompute));
+        if let Some(recompute) = recompute {
+            acts.set_recompute(recompute);
+        }
         Self {
             acts,
             hidden: Tensor::empty(),

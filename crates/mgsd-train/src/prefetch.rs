@@ -6,8 +6,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// Steps made ahead by each worker.
-const AHEAD: usize = 2;
+/// Steps that wait to be taken: at most two for each worker, and for many workers no more than this in all, since a step
+/// of large pictures is large.
+const AHEAD: usize = 16;
 
 /// Yields `make(step)` for `step = first, first + 1, …` in this order, whatever the number of workers.
 pub(crate) struct Prefetch<T> {
@@ -31,7 +32,7 @@ impl<T: Send + 'static> Prefetch<T> {
         let mut receivers = Vec::new();
         let mut handles = Vec::new();
         for worker in 0..count {
-            let (sender, receiver) = sync_channel(AHEAD);
+            let (sender, receiver) = sync_channel((AHEAD / count as usize).clamp(1, 2));
             let make = Arc::clone(&make);
             receivers.push(Some(receiver));
             handles.push(std::thread::spawn(move || {
@@ -94,10 +95,11 @@ impl<T> Pool<T> {
     }
 }
 
-/// Threads worth giving to data: where the processor computes, too, one in four; beside a GPU all but two.
+/// Threads worth giving to data: where the processor computes, too, one in four; beside a GPU all but two, up to one for each
+/// step that may wait.
 pub(crate) fn worker_count(device: Device) -> usize {
     let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if device.is_cpu() { (all / 4).clamp(1, 8) } else { all.saturating_sub(2).clamp(1, 32) }
+    if device.is_cpu() { (all / 4).clamp(1, 8) } else { all.saturating_sub(2).clamp(1, AHEAD) }
 }
 
 #[cfg(test)]

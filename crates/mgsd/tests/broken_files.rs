@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{boards, change, is_refused, mgsd, ok, tear, tiny_model};
+use common::{RECIPE, boards, change, is_refused, mgsd, ok, tear, tiny_model};
 use std::path::Path;
 
 /// Asks the tiny model in `model`.
@@ -119,30 +119,13 @@ fn broken_adapters_and_results_name_the_file() {
     assert!(folder.join("run/mine.txt").exists());
 }
 
-const RECIPE: &str = r#"
-kind = "sft"
-steps = 2
-[model]
-base = "m"
-out = "run"
-[[data.mix]]
-kind = "plan_text"
-[data.tasks.maze]
-levels = [3]
-[prompts]
-set = "compact"
-[batch]
-samples_per_step = 2
-[checkpoint]
-every = 1
-"#;
-
 #[test]
 fn runs_are_neither_overwritten_nor_continued_wrongly() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    tiny_model(folder, "m");
-    std::fs::write(folder.join("r.toml"), RECIPE).expect("a recipe");
+    tiny_model(folder, "model");
+    let recipe = format!("{RECIPE}[batch]\nsamples_per_step = 2\n[checkpoint]\nevery = 1\n");
+    std::fs::write(folder.join("r.toml"), recipe).expect("a recipe");
     let train = ["train", "sft", "r.toml"];
     ok(folder, &train);
     is_refused(folder, &train, &["run", "checkpoint-2", "--resume"]);
@@ -181,10 +164,14 @@ fn places_that_cannot_be_written_are_named() {
         &["file: cannot create the folder"],
     );
     is_refused(folder, &["demo", "--out", "file"], &["file"]);
-    tiny_model(folder, "m");
+    tiny_model(folder, "model");
     std::fs::write(folder.join("r.toml"), RECIPE).expect("a recipe");
     is_refused(folder, &["train", "sft", "r.toml", "--set", "model.out=\"file/run\""], &["file/run"]);
-    is_refused(folder, &["merge", "--base", "m", "--adapter", "m", "--out", "file/merged"], &["adapter_config.json"]);
+    is_refused(
+        folder,
+        &["merge", "--base", "model", "--adapter", "model", "--out", "file/merged"],
+        &["adapter_config.json"],
+    );
 }
 
 /// A folder that refuses files, for users who are not the superuser.

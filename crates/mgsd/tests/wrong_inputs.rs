@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{boards, change, is_refused, ok, tear, tiny_model};
+use common::{RECIPE, boards, change, is_refused, ok, tear, tiny_model};
 use std::path::Path;
 
 fn write(folder: &Path, name: &str, text: &str) {
@@ -103,23 +103,6 @@ fn wrong_task_folders_name_the_folder_and_what_belongs_there() {
     std::fs::rename(folder.join("data/Maze/level3/text"), folder.join("mixed/FrozenLake/level3/text")).expect("moved");
     is_refused(folder, &perception("mixed"), &["FrozenLake/level3/text", "task", "maze"]);
 }
-
-const RECIPE: &str = r#"
-kind = "sft"
-steps = 2
-[model]
-base = "model"
-out = "run"
-[[data.mix]]
-kind = "read_image"
-[data.tasks.maze]
-levels = [3]
-[prompts]
-set = "compact"
-[images]
-min_pixels = 1024
-max_pixels = 4096
-"#;
 
 #[test]
 fn wrong_recipes_name_the_key_the_value_and_what_is_expected() {

@@ -26,6 +26,7 @@ impl Recompute {
 }
 
 /// What one layer leaves for its pass back and what would be dear to make again.
+#[derive(Default)]
 pub(super) struct LayerActivations {
     pub(super) q_raw: Tensor,
     pub(super) k_raw: Tensor,
@@ -40,6 +41,7 @@ pub(super) struct LayerActivations {
 }
 
 /// What a layer's pass back also reads, and what is cheap to make from [`LayerActivations`] and the layer's input.
+#[derive(Default)]
 pub(super) struct CheapActivations {
     pub(super) attn_in: Tensor,
     pub(super) q: Tensor,
@@ -49,6 +51,7 @@ pub(super) struct CheapActivations {
 }
 
 /// Gradients on their way down; one set for all layers.
+#[derive(Default)]
 pub(super) struct Descent {
     pub(super) stream: Tensor,
     pub(super) norm: Tensor,
@@ -89,34 +92,6 @@ pub(crate) struct TextActivations {
     pub(super) descent: Descent,
 }
 
-impl LayerActivations {
-    fn new() -> Self {
-        Self {
-            q_raw: Tensor::empty(),
-            k_raw: Tensor::empty(),
-            v: Tensor::empty(),
-            attended: Tensor::empty(),
-            log_sum_exp: Tensor::empty(),
-            mid: Tensor::empty(),
-            gate: Tensor::empty(),
-            up: Tensor::empty(),
-            low: std::array::from_fn(|_| Tensor::empty()),
-        }
-    }
-}
-
-impl CheapActivations {
-    fn new() -> Self {
-        Self {
-            attn_in: Tensor::empty(),
-            q: Tensor::empty(),
-            k: Tensor::empty(),
-            mlp_in: Tensor::empty(),
-            gated: Tensor::empty(),
-        }
-    }
-}
-
 impl TextActivations {
     pub fn new(config: &TextConfig) -> Self {
         Self {
@@ -132,22 +107,7 @@ impl TextActivations {
             normed: Tensor::empty(),
             few: few::Scratch::new(),
             copied: [Tensor::empty(), Tensor::empty()],
-            descent: Descent {
-                stream: Tensor::empty(),
-                norm: Tensor::empty(),
-                q: Tensor::empty(),
-                k: Tensor::empty(),
-                v: Tensor::empty(),
-                q_raw: Tensor::empty(),
-                k_raw: Tensor::empty(),
-                attended: Tensor::empty(),
-                gate: Tensor::empty(),
-                up: Tensor::empty(),
-                gated: Tensor::empty(),
-                low: Tensor::empty(),
-                nothing: Tensor::empty(),
-                again: Tensor::empty(),
-            },
+            descent: Descent::default(),
         }
     }
 
@@ -161,11 +121,11 @@ impl TextActivations {
         self.recompute = recompute;
         let own = if recompute == Recompute::Layers { 1 } else { layers };
         while self.layers.len() < own {
-            self.layers.push(LayerActivations::new());
+            self.layers.push(LayerActivations::default());
         }
         let own = if recompute == Recompute::Nothing { layers } else { 1 };
         while self.cheap.len() < own {
-            self.cheap.push(CheapActivations::new());
+            self.cheap.push(CheapActivations::default());
         }
         while self.streams.len() < layers + 1 {
             self.streams.push(Tensor::empty());

@@ -37,6 +37,7 @@ pub struct VisionBlock {
 }
 
 /// What a block leaves for its pass back.
+#[derive(Default)]
 pub(super) struct BlockActivations {
     pub(super) attn_in: Tensor,
     pub(super) q: Tensor,
@@ -58,24 +59,6 @@ pub(super) struct Common<'a> {
     pub(super) sin: &'a Tensor,
     pub(super) layout: Layout<'a>,
     pub(super) adapter: Adapter,
-}
-
-impl BlockActivations {
-    pub(super) fn new() -> Self {
-        Self {
-            attn_in: Tensor::empty(),
-            q: Tensor::empty(),
-            k: Tensor::empty(),
-            v: Tensor::empty(),
-            attended: Tensor::empty(),
-            log_sum_exp: Tensor::empty(),
-            mid: Tensor::empty(),
-            mlp_in: Tensor::empty(),
-            wide: Tensor::empty(),
-            bent: Tensor::empty(),
-            low: std::array::from_fn(|_| Tensor::empty()),
-        }
-    }
 }
 
 impl Norm {

@@ -19,6 +19,7 @@ pub struct Merger {
 }
 
 /// What a merger leaves for its pass back.
+#[derive(Default)]
 pub(super) struct MergerActivations {
     pub(super) normed: Tensor,
     pub(super) wide: Tensor,

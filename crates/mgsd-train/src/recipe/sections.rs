@@ -23,8 +23,8 @@ pub struct Model {
     #[serde(default)]
     pub train: Parts,
     /// What of the decoder's activations is made again for the pass back instead of being kept: `"nothing"`, `"cheap"`
-    /// (norms, rotations, the gated product) or `"layers"` (all but each layer's input: the least memory, a third more
-    /// work). Default: nothing on the CPU, cheap on a GPU.
+    /// (norms, rotations, the gated product) or `"layers"` (all but each layer's input: the least memory, the
+    /// decoder's forward work twice). Default: nothing on the CPU, cheap on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recompute: Option<Recompute>,
 }

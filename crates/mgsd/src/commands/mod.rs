@@ -57,7 +57,16 @@ pub struct Devices {
 impl Devices {
     /// The devices, or what is missing to use one of them.
     pub fn open(&self) -> anyhow::Result<Vec<mgsd_compute::Device>> {
-        self.devices.iter().map(|device| open(device)).collect()
+        let devices: Vec<_> = self.devices.iter().map(|device| open(device)).collect::<anyhow::Result<_>>()?;
+        let mut gpus = Vec::new();
+        for device in &devices {
+            let mgsd_compute::Device::Cuda(gpu) = device else { continue };
+            // A GPU takes work from one thread at a time.
+            let names = self.devices.join(",");
+            anyhow::ensure!(!gpus.contains(&gpu.ordinal()), "--device {names}: cuda:{} is named twice", gpu.ordinal());
+            gpus.push(gpu.ordinal());
+        }
+        Ok(devices)
     }
 }
 

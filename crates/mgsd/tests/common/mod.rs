@@ -4,6 +4,24 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// Two steps of stage 1 on generated boards, for a tiny model in `model`.
+pub const RECIPE: &str = r#"
+kind = "sft"
+steps = 2
+[model]
+base = "model"
+out = "run"
+[[data.mix]]
+kind = "read_image"
+[data.tasks.maze]
+levels = [3]
+[prompts]
+set = "compact"
+[images]
+min_pixels = 1024
+max_pixels = 4096
+"#;
+
 /// A call in `folder`.
 pub fn mgsd(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mgsd")).args(arguments).current_dir(folder).output().expect("the binary runs")
