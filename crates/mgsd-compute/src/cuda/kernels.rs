@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use cudarc::driver::sys;
 use cudarc::nvrtc::sys as nvrtc;
 
-use super::{Cuda, check};
+use super::{Cuda, Tiles, check};
 
 /// What all sources begin with, and those of attention.
 const COMMON: &str = include_str!("kernels/common.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
 const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
+/// What comes after that for products of few rows.
+const FEW_ROWS: &str = include_str!("kernels/few.cuh");
 
 /// The source of each operation's kernels, by the operation's name.
 const SOURCES: &[(&str, &str)] = &[
@@ -24,6 +26,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention_decode", include_str!("kernels/attention_decode.cu")),
     ("attention_forward", include_str!("kernels/attention_forward.cu")),
     ("attention_forward_hopper", include_str!("kernels/attention_forward_hopper.cu")),
+    ("cluster", include_str!("kernels/cluster.cu")),
     ("elementwise", include_str!("kernels/elementwise.cu")),
     ("embedding", include_str!("kernels/embedding.cu")),
     ("few", include_str!("kernels/few.cu")),
@@ -41,6 +44,10 @@ const SOURCES: &[(&str, &str)] = &[
     ("swiglu", include_str!("kernels/swiglu.cu")),
 ];
 
+/// What the kernel of products of few rows is compiled for.
+pub(crate) const FEW: [&str; 10] =
+    ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "AHEAD", "GATED", "NORM"];
+
 /// What a source is compiled for: the macros it sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -50,8 +57,8 @@ pub(crate) struct Variant {
     pub head_dim: u16,
     /// Whether attention is causal.
     pub causal: bool,
-    /// ROWS, WARPS, STAGES, GATED and NORM of products of few rows; zeros elsewhere.
-    pub few: [u8; 5],
+    /// The macros [`FEW`] of products of few rows; zeros elsewhere.
+    pub few: [u16; FEW.len()],
 }
 
 /// One kernel: operation, function, variant.
@@ -115,6 +122,18 @@ impl From<bool> for Arg {
     }
 }
 
+/// A launch in clusters of `cluster` blocks along x, and before the kernel in front has ended.
+pub(super) fn early(cluster: u32) -> [sys::CUlaunchAttribute; 2] {
+    // SAFETY: a zero pattern is a valid value of this plain structure of C.
+    let blank: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    let mut attributes = [blank; 2];
+    attributes[0].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    attributes[0].value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+    attributes[1].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attributes[1].value.programmaticStreamSerializationAllowed = 1;
+    attributes
+}
+
 /// Whether NVRTC can be loaded.
 pub(super) fn present() -> Result<(), String> {
     // SAFETY: only looks whether the library can be loaded.
@@ -129,11 +148,13 @@ pub(super) fn present() -> Result<(), String> {
 impl Cuda {
     /// Starts a kernel. `args` must be what it declares, in order.
     pub(crate) fn launch(&self, kernel: Kernel, grid: [u32; 3], block: [u32; 2], shared: u32, args: &[Arg]) {
-        self.start_kernel(kernel, grid, block, shared, &mut [], args);
+        self.start_kernel(kernel, grid, block, shared, &mut [], &[], args);
     }
 
     /// Starts a kernel whose blocks come in clusters of `cluster` along x, and which may begin before the kernel in
-    /// front of it has ended: it waits by itself (`griddepcontrol.wait`). For compute capability 9.0 and later.
+    /// front of it has ended: it waits by itself (`griddepcontrol.wait`). `maps` are its first arguments. For compute
+    /// capability 9.0 and later.
+    #[allow(clippy::too_many_arguments)] // A launch has many sizes.
     pub(crate) fn launch_early(
         &self,
         kernel: Kernel,
@@ -141,18 +162,14 @@ impl Cuda {
         block: [u32; 2],
         shared: u32,
         cluster: u32,
+        maps: &[Tiles],
         args: &[Arg],
     ) {
-        // SAFETY: a zero pattern is a valid value of this plain structure of C.
-        let blank: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
-        let mut attributes = [blank; 2];
-        attributes[0].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-        attributes[0].value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
-        attributes[1].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        attributes[1].value.programmaticStreamSerializationAllowed = 1;
-        self.start_kernel(kernel, grid, block, shared, &mut attributes, args);
+        let mut attributes = early(cluster);
+        self.start_kernel(kernel, grid, block, shared, &mut attributes, maps, args);
     }
 
+    #[allow(clippy::too_many_arguments)] // As above.
     fn start_kernel(
         &self,
         kernel: Kernel,
@@ -160,22 +177,26 @@ impl Cuda {
         block: [u32; 2],
         shared: u32,
         attributes: &mut [sys::CUlaunchAttribute],
+        maps: &[Tiles],
         args: &[Arg],
     ) {
         if grid.contains(&0) {
             return;
         }
         self.enter();
-        let function = self.function(kernel, shared);
+        let function = self.function(kernel, shared, !attributes.is_empty());
         let mut words: [u64; 40] = [0; 40];
         let mut places = [std::ptr::null_mut(); 40];
+        for (place, map) in places.iter_mut().zip(maps) {
+            *place = (&raw const map.0).cast_mut().cast();
+        }
         for (index, arg) in args.iter().enumerate() {
             words[index] = arg.0;
-            places[index] = (&raw mut words[index]).cast();
+            places[maps.len() + index] = (&raw mut words[index]).cast();
         }
         let handle = function.handle as sys::CUfunction;
         let [x, y, z] = grid;
-        // SAFETY: the arguments lie in `words`; what they point to is the caller's promise.
+        // SAFETY: the arguments lie in `maps` and `words`; what they point to is the caller's promise.
         let status = unsafe {
             let none = std::ptr::null_mut();
             let places = places.as_mut_ptr();
@@ -202,6 +223,11 @@ impl Cuda {
         }
     }
 
+    /// What the driver knows a kernel by.
+    pub(super) fn handle(&self, kernel: Kernel, shared: u32) -> sys::CUfunction {
+        self.function(kernel, shared, false).handle as sys::CUfunction
+    }
+
     /// Major and minor compute capability.
     pub(crate) fn capability(&self) -> (i32, i32) {
         self.capability
@@ -213,7 +239,8 @@ impl Cuda {
         self.launch(kernel, [threads.div_ceil(256) as u32, 1, 1], [256, 1], 0, args);
     }
 
-    fn function(&self, kernel: Kernel, shared: u32) -> Function {
+    /// `early`: its blocks are to find room beside those of another kernel.
+    fn function(&self, kernel: Kernel, shared: u32, early: bool) -> Function {
         let mut kernels = self.kernels.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(function) = kernels.functions.get(&kernel)
             && function.shared >= shared
@@ -239,6 +266,13 @@ impl Cuda {
             // SAFETY: a function of a loaded module.
             check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(handle, attribute, shared as i32) });
         }
+        if early {
+            // A multiprocessor that gave some of its shared memory to the first cache would have to be empty to take it
+            // back: percent that is to be shared memory.
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: a function of a loaded module.
+            check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(handle, attribute, 100) });
+        }
         let function = Function { handle: handle as usize, shared: shared.max(48 * 1024) };
         kernels.functions.insert(kernel, function);
         function
@@ -258,7 +292,11 @@ impl Cuda {
         let (_, body) = found.unwrap_or_else(|| panic!("CUDA: no kernels for {operation}"));
         let begin =
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
-        let more = if operation.ends_with("hopper") { HOPPER } else { "" };
+        let more = match operation {
+            "few" => FEW_ROWS,
+            _ if operation.ends_with("hopper") => HOPPER,
+            _ => "",
+        };
         let source = format!("{begin}\n{more}\n#line 1 \"{operation}.cu\"\n{body}");
         let options = self.options(variant);
         let mut version = (0, 0);
@@ -293,9 +331,8 @@ impl Cuda {
             options.push(format!("-DHEAD_DIM={}", variant.head_dim));
             options.push(format!("-DCAUSAL={}", variant.causal as u8));
         }
-        if variant.few != [0; 5] {
-            let names = ["ROWS", "WARPS", "STAGES", "GATED", "NORM"];
-            options.extend(names.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
+        if variant.few != [0; FEW.len()] {
+            options.extend(FEW.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
         }
         options
     }

@@ -8,23 +8,27 @@
 //! Numbers: matrices are stored as bfloat16 (or as 32-bit floats, when the model asks for them), vectors (norm scales,
 //! biases) and gradients of parameters as 32-bit floats; sums are always made in 32-bit floats.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use cudarc::driver::sys;
 
 mod buffer;
+mod clusters;
 mod graph;
 mod group;
 mod kernels;
 mod lists;
 mod product;
+mod tiles;
 
 pub(crate) use buffer::Buffer;
+pub(crate) use clusters::LARGEST as LARGEST_CLUSTER;
 pub use graph::Graph;
 pub use group::Group;
-pub(crate) use kernels::{Arg, Kernel, Variant};
+pub(crate) use kernels::{Arg, FEW, Kernel, Variant};
 pub(crate) use product::{Operand, Product};
+pub(crate) use tiles::Tiles;
 
 /// One GPU: its context, its stream and what was compiled for it. Opened once, kept for the life of the process.
 pub struct Cuda {
@@ -41,6 +45,8 @@ pub struct Cuda {
     /// Major and minor compute capability.
     capability: (i32, i32),
     multiprocessors: u32,
+    /// How many run at the same time, by size.
+    clusters: OnceLock<[usize; LARGEST_CLUSTER]>,
     kernels: Mutex<kernels::Kernels>,
     product: Mutex<product::Planner>,
     lists: Mutex<lists::Lists>,
@@ -145,6 +151,7 @@ impl Cuda {
             name: String::from_utf8_lossy(name).into_owned(),
             capability: (answers[0], answers[1]),
             multiprocessors: answers[2] as u32,
+            clusters: OnceLock::new(),
             kernels: Mutex::default(),
             product: Mutex::new(product::Planner::start()?),
             lists: Mutex::default(),

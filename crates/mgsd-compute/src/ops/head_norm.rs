@@ -107,7 +107,12 @@ pub fn forward_cached(
     args.extend([q_out.cols(), q.cols(), k.cols(), v.cols(), cache.capacity(), heads[0], heads[1]].map(Arg::from));
     args.push(norm.eps.into());
     let grid = [q.rows() as u32, norm.shares(gpu, q.rows(), heads[0] + 2 * heads[1]), 1];
-    gpu.launch(norm.kernel(q, "head_norm_rope_store"), grid, [128, 1], 0, &args);
+    let kernel = norm.kernel(q, "head_norm_rope_store");
+    if gpu.is_hopper() {
+        gpu.launch_early(kernel, grid, [128, 1], 0, 1, &[], &args);
+    } else {
+        gpu.launch(kernel, grid, [128, 1], 0, &args);
+    }
 }
 
 /// Gradients of `q` and `k`, overwritten; those of the weights are added to (`None` when frozen). `dq_out` and `dk_out`

@@ -9,6 +9,14 @@
 // Query heads that one key-value head may serve.
 #define MOST_HEADS 16
 
+// Lets the next kernel's blocks start, which wait for this one by themselves, and waits for the kernel in front, in case
+// this one was started early.
+__device__ __forceinline__ void take_turn() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // The part of a row's positions that a block reads. The rest of the grid has none.
 struct Share {
     int start, end, parts;
@@ -146,6 +154,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
 ) {
     extern __shared__ __align__(16) number shared[];
     __shared__ float2 state[WARPS][MOST_HEADS];
+    take_turn();
     const int row = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32 slot = slots[row];
     const Share share = share_of(min((int)lengths[row], capacity));
@@ -287,6 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
 ) {
     extern __shared__ __align__(16) float found[];
     __shared__ float2 state[WARPS][MOST_HEADS];
+    take_turn();
     const int row = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const Share share = share_of(min((int)lengths[row], capacity));
     if ((int)blockIdx.x >= share.parts) return;

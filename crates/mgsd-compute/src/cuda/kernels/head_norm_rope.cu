@@ -128,6 +128,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_store(
 ) {
     const int lane = threadIdx.x % LANES, at = lane * 4, row = blockIdx.x;
     const bool used = lane < USED;
+#if __CUDA_ARCH__ >= 900
+    // In case this kernel was started before the one in front ended. The next one's blocks, which wait by themselves, may
+    // start only now: multiprocessors are free then, so that they spread evenly.
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
     const long long slot = slots[row], position = positions[row];
     const Eight angles = angles_of(cos, sin, row, at, used);
     for (int base = blockIdx.y * AT_ONCE; base < heads + 2 * kv_heads; base += gridDim.y * AT_ONCE) {

@@ -253,7 +253,12 @@ impl Cached<'_> {
         let row = self.head_dim.next_multiple_of(16) as u32 + 8;
         let shared = if self.keys.dtype() == Dtype::Bf16 { 544 * row } else { 256 * self.head_dim as u32 };
         let grid = [splits as u32, self.kv_heads as u32, rows as u32];
-        gpu.launch(self.kernel("attention_decode"), grid, [128, 1], shared, &args);
+        let kernel = self.kernel("attention_decode");
+        if gpu.is_hopper() {
+            gpu.launch_early(kernel, grid, [128, 1], shared, 1, &[], &args);
+        } else {
+            gpu.launch(kernel, grid, [128, 1], shared, &args);
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! own; otherwise, and on the CPU, they are the operations that the formulas name, one after another.
 
 use super::LowRank;
-use crate::cuda::{Arg, Cuda, Kernel, Variant};
+use crate::cuda::{Arg, Cuda, Kernel, Tiles, Variant};
 use crate::ops::{rms_norm, swiglu};
 use crate::{Dtype, Tensor, Write, check};
 
@@ -162,9 +162,8 @@ impl<'a> Kernels<'a> {
             return None;
         }
         let planned = |outputs: &[usize], gated: bool| {
-            let tiles = plan::tiles(outputs, gated)?;
-            let problem = Problem { rows: x.rows(), width: x.cols(), tiles, gated, norm: norm.is_some() };
-            problem.plan(gpu.multiprocessors() as usize)
+            let problem = Problem { rows: x.rows(), width: x.cols(), outputs, gated, norm: norm.is_some() };
+            problem.plan(&gpu.clusters())
         };
         let outputs: Vec<usize> = layers.iter().map(|layer| layer.weight.rows()).collect();
         let plan = planned(&outputs, gated)?;
@@ -216,20 +215,24 @@ impl<'a> Kernels<'a> {
         alpha: f32,
     ) {
         let three = |values: &[u64]| [0, 1, 2].map(|index| Arg::from(values.get(index).copied().unwrap_or(0)));
-        let pointers: Vec<u64> = weights.iter().map(|weight| weight.pointer()).collect();
+        let map = |tensor: &Tensor, height| Tiles::new(tensor.pointer(), tensor.rows(), tensor.cols(), height);
+        // Sets of weights that are not there are never asked for.
+        let maps = [None, Some(0), Some(1), Some(2)].map(|index| match index {
+            None => map(self.x, plan.rows),
+            Some(index) => map(weights.get(index).unwrap_or(&weights[0]), plan.height),
+        });
         let outputs = [0, 1, 2].map(|index| Arg::from(weights.get(index).map_or(0, |weight| weight.rows())));
         let (norm, eps) = self.norm.map_or((0, 0.0), |norm| (norm.weight.pointer_f32(), norm.eps));
-        let mut args: Vec<Arg> = vec![self.x.pointer().into(), norm.into(), base.unwrap_or(0).into()];
-        args.extend(three(&pointers));
+        let mut args: Vec<Arg> = vec![norm.into(), base.unwrap_or(0).into()];
         args.extend(three(outs));
         args.extend(outputs);
         args.extend(beside.map(|(low, _)| Arg::from(low)));
         args.extend(beside.map(|(_, b)| Arg::from(b)));
-        args.extend([rank, self.x.rows(), self.x.cols(), plan.passes, plan.split].map(Arg::from));
+        args.extend([rank, self.x.rows(), self.x.cols(), plan.fixed].map(Arg::from));
         args.extend([alpha, eps].map(Arg::from));
         let variant = Variant { bf16: true, few: plan.macros(), ..Variant::default() };
         let kernel = Kernel { operation: "few", function: "few", variant };
-        let (grid, block) = ([plan.blocks as u32, 1, 1], [plan.warps as u32 * 32, 1]);
-        self.gpu.launch_early(kernel, grid, block, plan.shared as u32, plan.split as u32, &args);
+        let (grid, block) = ([plan.blocks as u32, 1, 1], [plan.threads() as u32, 1]);
+        self.gpu.launch_early(kernel, grid, block, plan.shared as u32, plan.split as u32, &maps, &args);
     }
 }

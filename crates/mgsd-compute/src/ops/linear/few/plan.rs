@@ -1,21 +1,31 @@
 //! How a product of few rows is dealt to the blocks of a GPU.
 
+use crate::cuda::{FEW, LARGEST_CLUSTER, Tiles};
+
 /// Rows up to which the kernels are used. Beyond, the library's products are as fast or faster.
 const MOST_ROWS: usize = 32;
-/// Shared memory of a block: at most that of a multiprocessor, and so much that there is room for one block only. With
-/// two, some multiprocessors would get two blocks of the next kernel while others get none.
-const SHARED: std::ops::RangeInclusive<usize> = 120_000..=232_448;
-/// Columns of a step.
-const STEP: usize = 64;
-/// Bytes of a tile (16 rows of weights) in one step.
-const TILE: usize = 2048;
+/// Columns of a tile.
+const STEP: usize = Tiles::COLUMNS;
+/// What a block may use of a multiprocessor's shared memory (227 KiB), without and with a norm: a block of one kind and
+/// one of the other find room side by side, so that the next kernel's weights are on their way before this one ends.
+const SHARED: [usize; 2] = [80_000, 145_000];
+/// What a block may use if it needs more.
+const ALL_SHARED: usize = 232_448;
+/// Sums that a thread keeps in registers.
+const MOST_SUMS: usize = 96;
+/// Tiles in the ring.
+const MOST_STAGES: usize = 16;
+/// Groups of four warps that multiply in a block, without and with a norm: registers, too, are for two kernels.
+const MOST_WARPGROUPS: [usize; 2] = [2, 3];
+/// Tiles called into the second cache beyond the ring.
+const AHEAD: usize = 4;
 
-/// One product: `tiles` tiles of weights, `width` columns.
+/// One product: layers with these numbers of outputs, `width` columns.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Problem {
+pub(super) struct Problem<'a> {
     pub rows: usize,
     pub width: usize,
-    pub tiles: usize,
+    pub outputs: &'a [usize],
     pub gated: bool,
     pub norm: bool,
 }
@@ -24,83 +34,121 @@ pub(super) struct Problem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Rows of x, rounded up.
-    rows: usize,
-    pub warps: usize,
+    pub rows: usize,
+    /// Groups of four warps that multiply.
+    groups: usize,
+    /// Times 64 rows of a tile that each of them multiplies.
+    slices: usize,
+    /// Rows of weights in a tile.
+    pub height: usize,
+    /// Tiles of a block.
+    tiles: usize,
     stages: usize,
+    ahead: usize,
     gated: bool,
     norm: bool,
-    /// Rounds of tiles of a block.
-    pub passes: usize,
     /// Blocks that share the columns of the same tiles: a cluster.
     pub split: usize,
     pub blocks: usize,
+    /// Where in shared memory the kernel keeps numbers of each row and its barriers.
+    pub fixed: usize,
     pub shared: usize,
 }
 
 impl Plan {
-    /// ROWS, WARPS, STAGES, GATED and NORM.
-    pub(super) fn macros(&self) -> [u8; 5] {
-        [self.rows as u8, self.warps as u8, self.stages as u8, self.gated as u8, self.norm as u8]
+    pub(super) fn macros(&self) -> [u16; FEW.len()] {
+        let Self { rows, groups, slices, height, split, tiles, stages, ahead, gated, norm, .. } = *self;
+        [rows, groups, slices, height, split, tiles, stages, ahead, gated as usize, norm as usize].map(|x| x as u16)
+    }
+
+    /// Threads of a block: those that multiply, and a warp that copies.
+    pub(super) fn threads(&self) -> usize {
+        self.groups * 128 + 32
     }
 }
 
-/// Tiles of layers with these numbers of outputs; `None` if the kernels cannot serve them.
-pub(super) fn tiles(outputs: &[usize], gated: bool) -> Option<usize> {
-    if outputs.iter().any(|&outputs| outputs == 0 || !outputs.is_multiple_of(8)) {
-        return None;
-    }
-    // A gated tile is eight rows of either layer.
-    let tiles = |&outputs: &usize| outputs.div_ceil(if gated { 8 } else { 16 });
-    Some(if gated { tiles(&outputs[0]) } else { outputs.iter().map(tiles).sum() })
-}
-
-impl Problem {
-    /// The plan with the least expected time, if the kernels can serve this at all.
-    pub(super) fn plan(&self, multiprocessors: usize) -> Option<Plan> {
+impl Problem<'_> {
+    /// The plan with the least expected time, if the kernels can serve this at all. `clusters`: how many clusters of one
+    /// block, of two, and so on run at the same time.
+    pub(super) fn plan(&self, clusters: &[usize; LARGEST_CLUSTER]) -> Option<Plan> {
+        let served = |&outputs: &usize| outputs > 0 && outputs.is_multiple_of(8);
         if self.rows == 0
             || self.rows > MOST_ROWS
-            || self.tiles == 0
             || self.width == 0
             || !self.width.is_multiple_of(STEP)
+            || !self.outputs.iter().all(served)
         {
             return None;
         }
-        let choices = [4, 8, 12].into_iter().flat_map(|warps| (1..=8).map(move |split| (warps, split)));
-        let plans = choices.filter_map(|(warps, split)| self.with(warps, split, multiprocessors));
-        plans.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, plan)| plan)
+        [SHARED[self.norm as usize], ALL_SHARED].into_iter().find_map(|budget| {
+            let choices = (1..=LARGEST_CLUSTER).flat_map(|split| [1, 2, 3, 4, 6].map(|tiles| (split, tiles)));
+            let plans = choices.filter_map(|(split, tiles)| self.with(split, tiles, clusters[split - 1], budget));
+            plans.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, plan)| plan)
+        })
     }
 
-    /// Expected microseconds and the plan for blocks of `warps` warps in clusters of `split`.
-    fn with(&self, warps: usize, split: usize, multiprocessors: usize) -> Option<(f64, Plan)> {
-        let chunks = self.width / STEP;
-        // Clusters lie within groups of 16 or 18 multiprocessors: on an H200 17 of six fit, not 22.
-        let clusters = match split {
-            1 | 2 => multiprocessors / split,
-            _ => multiprocessors * 77 / (100 * split),
-        };
-        let groups = self.tiles.div_ceil(warps);
-        let passes = groups.div_ceil(clusters.max(1));
-        if split > chunks || clusters == 0 || (split > 1 && passes > 1) {
-            return None;
+    /// Clusters that it takes with `tiles` tiles of `height` rows each.
+    fn groups(&self, tiles: usize, height: usize) -> usize {
+        if self.gated {
+            return self.outputs[0].div_ceil(height).div_ceil(tiles / 2);
         }
+        self.outputs.iter().map(|outputs| outputs.div_ceil(height)).sum::<usize>().div_ceil(tiles)
+    }
+
+    /// Expected microseconds and the plan for clusters of `split`, of which `at_once` run at the same time.
+    fn with(&self, split: usize, tiles: usize, at_once: usize, budget: usize) -> Option<(f64, Plan)> {
         let rows = self.rows.next_power_of_two().max(8);
-        let steps = chunks.div_ceil(split) * passes;
-        let (step, x_step) = (warps * TILE, rows * STEP * 2);
-        // One step of x more than of weights, two numbers for each row, the scale of the norm.
-        let other = x_step + rows * 8 + if self.norm { chunks.div_ceil(split) * STEP * 4 } else { 0 };
-        let stages = (SHARED.end().checked_sub(other)? / (step + x_step)).min(8);
-        if stages < 3 {
+        let chunks = self.width / STEP;
+        if split > chunks || at_once == 0 || (self.gated && !tiles.is_multiple_of(2)) {
             return None;
         }
-        // Measured on an H200: a step takes 0.4 µs at least, a multiprocessor takes in 35 kB a µs, all together 4.2 MB;
-        // adding up the sums of a cluster takes 1.5 µs.
-        let own = steps as f64 * ((step + x_step) as f64 / 35e3).max(0.4);
-        let all = (self.tiles * chunks * TILE) as f64 / 4.2e6;
-        let time = own.max(all) + if split > 1 { 1.5 } else { 0.0 };
-        let blocks = groups.div_ceil(passes) * split;
-        let shared = (stages * (step + x_step) + other).max(*SHARED.start());
-        let Self { gated, norm, .. } = *self;
-        Some((time, Plan { rows, warps, stages, gated, norm, passes, split, blocks, shared }))
+        // The lowest tiles with which all clusters run at the same time, else the highest that there are.
+        let warpgroups = MOST_WARPGROUPS[self.norm as usize];
+        let slices = (MOST_SUMS / (rows / 2 * tiles)).min(2);
+        let most = (slices * warpgroups * 64).min(Tiles::MOST_ROWS);
+        let height = (8..=most).step_by(8).find(|&height| self.groups(tiles, height) <= at_once).unwrap_or(most);
+        if height == 0 {
+            return None;
+        }
+        let slices = height.div_ceil(64 * warpgroups);
+        let warpgroups = height.div_ceil(64 * slices);
+
+        // As the kernel says what lies in shared memory.
+        let count = chunks.div_ceil(split);
+        let (tile, x) = (height * STEP * 2, rows * STEP * 2);
+        let (stage, kept) = if self.norm { (tile, count * (x + STEP * 4)) } else { (tile + x, 0) };
+        let parts = (warpgroups * 16 / rows).max(1);
+        let sums = tiles * warpgroups * slices * 64 * rows * 4;
+        let fixed = |stages: usize| {
+            let whole = (stages - 1) * stage + warpgroups * slices * 64 * STEP * 2;
+            (stages * stage + kept).max(whole).max(sums).next_multiple_of(16)
+        };
+        let shared = |stages: usize| fixed(stages) + (parts + 1) * rows * 4 + (2 * stages + 1) * 8;
+        let stages = (2..=MOST_STAGES).rev().find(|&stages| shared(stages) <= budget)?;
+
+        let groups = self.groups(tiles, height);
+        let copies = if self.norm { count } else { count * tiles };
+        let bytes = (tiles * count * tile) as f64 + 0.7 * (copies * x) as f64;
+        // Measured on an H200: a multiprocessor takes in 33 kB a µs if enough is under way.
+        let rate = 33e3 * (((stages - 1) * tile) as f64 / 45e3).min(1.0);
+        let time = groups.div_ceil(at_once) as f64
+            * ((bytes + tile as f64) / rate + 1.5 + 0.15 * split as f64 + 0.02 * (tiles * count) as f64);
+        let plan = Plan {
+            rows,
+            groups: warpgroups,
+            slices,
+            height,
+            tiles,
+            stages,
+            ahead: AHEAD,
+            gated: self.gated,
+            norm: self.norm,
+            split,
+            blocks: groups * split,
+            fixed: fixed(stages),
+            shared: shared(stages),
+        };
+        Some((time, plan))
     }
 }
 
@@ -108,13 +156,15 @@ impl Problem {
 mod tests {
     use super::*;
 
-    fn plan(rows: usize, width: usize, outputs: &[usize], gated: bool) -> Option<Plan> {
-        let tiles = tiles(outputs, gated)?;
-        Problem { rows, width, tiles, gated, norm: true }.plan(132)
+    /// An H200's.
+    const CLUSTERS: [usize; LARGEST_CLUSTER] = [132, 66, 39, 30, 22, 17, 15, 15];
+
+    fn plan(rows: usize, width: usize, outputs: &[usize], gated: bool, norm: bool) -> Option<Plan> {
+        Problem { rows, width, outputs, gated, norm }.plan(&CLUSTERS)
     }
 
     #[test]
-    fn every_tile_and_every_column_is_covered_by_blocks_that_run_at_the_same_time() {
+    fn every_output_and_every_column_is_covered_by_blocks_that_fit() {
         for rows in [1, 8, 9, 32] {
             for (width, outputs, gated) in [
                 (2560, vec![4096, 1024, 1024], false),
@@ -125,21 +175,41 @@ mod tests {
                 (2560, vec![16, 16, 16], false),
                 (2560, vec![151_936], false),
             ] {
-                let plan = plan(rows, width, &outputs, gated).expect("these shapes are served");
-                let tiles = tiles(&outputs, gated).unwrap_or_default();
-                assert!(plan.blocks / plan.split * plan.passes * plan.warps >= tiles, "{plan:?}");
-                assert!(plan.blocks <= 132 && plan.split <= width / STEP && SHARED.contains(&plan.shared), "{plan:?}");
-                assert!(plan.split == 1 || plan.passes == 1, "{plan:?}");
-                assert!(plan.rows >= rows && plan.warps.is_multiple_of(4) && plan.stages >= 3, "{plan:?}");
+                for norm in [false, true] {
+                    let plan = plan(rows, width, &outputs, gated, norm).expect("these shapes are served");
+                    let groups = plan.blocks / plan.split;
+                    let tiles: usize = outputs.iter().map(|outputs| outputs.div_ceil(plan.height)).sum();
+                    assert!(groups * plan.tiles >= tiles && !(gated && plan.tiles % 2 == 1), "{plan:?}");
+                    assert!(plan.split * STEP <= width && plan.shared <= ALL_SHARED, "{plan:?}");
+                    assert!(plan.rows >= rows && plan.stages >= 2, "{plan:?}");
+                    assert!(
+                        plan.height <= 64 * plan.groups * plan.slices && plan.height <= Tiles::MOST_ROWS,
+                        "{plan:?}"
+                    );
+                }
             }
         }
     }
 
     #[test]
+    fn a_decoding_step_of_four_billion_parameters_runs_all_its_blocks_at_once_and_two_kernels_side_by_side() {
+        for (width, outputs, gated, norm) in [
+            (2560, vec![4096, 1024, 1024], false, true),
+            (4096, vec![2560], false, false),
+            (2560, vec![9728, 9728], true, true),
+            (9728, vec![2560], false, false),
+        ] {
+            let plan = plan(32, width, &outputs, gated, norm).expect("these shapes are served");
+            assert!(plan.blocks / plan.split <= CLUSTERS[plan.split - 1] && plan.blocks >= 110, "{plan:?}");
+            assert!(plan.shared <= SHARED[norm as usize], "{plan:?}");
+        }
+    }
+
+    #[test]
     fn other_shapes_are_left_to_the_library() {
-        assert_eq!(plan(33, 2560, &[2560], false), None);
-        assert_eq!(plan(8, 2561, &[2560], false), None);
-        assert_eq!(plan(8, 2560, &[2561], false), None);
-        assert_eq!(plan(0, 2560, &[2560], false), None);
+        assert_eq!(plan(33, 2560, &[2560], false, true), None);
+        assert_eq!(plan(8, 2561, &[2560], false, true), None);
+        assert_eq!(plan(8, 2560, &[2561], false, true), None);
+        assert_eq!(plan(0, 2560, &[2560], false, true), None);
     }
 }

@@ -1,0 +1,197 @@
+// What the kernel of products of few rows is made of. Put in front of it before it is compiled.
+//
+// Set when compiling:
+//   ROWS    rows of x, rounded up to 8, 16 or 32
+//   GROUPS  groups of four warps that multiply
+//   SLICES  times 64 rows of a tile that such a group multiplies
+//   HEIGHT  rows of weights in a tile, a multiple of 8, at most 64 * GROUPS * SLICES and 256
+//   SPLIT   blocks of a cluster
+//   TILES   tiles of a block; GATED: even, the first half of `w0`, the second of `w1`
+//   STAGES  tiles in the ring
+//   AHEAD   tiles that are called into the second cache beyond the ring
+//   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ)
+//   NORM    1: RMSNorm in front
+
+typedef unsigned long long word;
+
+#define WORKERS (GROUPS * 128)
+#define THREADS (WORKERS + 32)
+// Groups of eight rows of x.
+#define COLUMNS (ROWS / 8)
+#define TILE_BYTES (HEIGHT * 128)
+#define ROWS_BYTES (ROWS * 128)
+// Times sixteen rows in the place for a tile's sums.
+#define STRIPS (GROUPS * SLICES * 4)
+#define STAGE_BYTES (TILE_BYTES + (NORM ? 0 : ROWS_BYTES))
+// Rows of x that are normed side by side, and the parts that a row's columns are dealt to.
+#define SIDE (WORKERS / 8 < ROWS ? WORKERS / 8 : ROWS)
+#define PARTS (WORKERS / 8 / SIDE)
+
+__device__ __forceinline__ u32 shared_at(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+
+__device__ __forceinline__ uint4 shared_load(u32 at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+
+__device__ __forceinline__ void shared_store(u32 at, uint4 v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+// What another kernel may have written while this one was already there: read past the first cache.
+__device__ __forceinline__ u32 fresh4(const void* from) {
+    u32 v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    return v;
+}
+
+__device__ __forceinline__ float fresh(const bf16* from) {
+    u16 v;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(from));
+    return __uint_as_float((u32)v << 16);
+}
+
+__device__ __forceinline__ u32 pack(float first, float second) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Where 64 rows of weights, or the rows of x, lie in shared memory.
+__device__ __forceinline__ word describe(u32 at) {
+    return (word)(at >> 4 & 0x3fff) | (word)1 << 16 | (word)64 << 32 | (word)1 << 62;
+}
+
+// c += weights xᵀ over 16 columns.
+__device__ __forceinline__ void multiply_together(float (&c)[COLUMNS][4], word weights, word x) {
+    float* v = &c[0][0];
+#define FOUR(i) "+f"(v[i]), "+f"(v[i + 1]), "+f"(v[i + 2]), "+f"(v[i + 3])
+#if ROWS == 8
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+                 : FOUR(0)
+                 : "l"(weights), "l"(x));
+#elif ROWS == 16
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, 1, 1, 1, "
+                 "0, 0;"
+                 : FOUR(0), FOUR(4)
+                 : "l"(weights), "l"(x));
+#else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, "
+                 "%12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
+                 : FOUR(0), FOUR(4), FOUR(8), FOUR(12)
+                 : "l"(weights), "l"(x));
+#endif
+#undef FOUR
+}
+
+// The copy engine's description of a matrix.
+struct alignas(64) Map {
+    u64 words[16];
+};
+
+__device__ __forceinline__ void barrier_start(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Until the phase with this parity is over.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile("{\n"
+                 ".reg .pred over;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 over, [%0], %1;\n"
+                 "@!over bra again;\n"
+                 "}" ::"r"(barrier), "r"(parity)
+                 : "memory");
+}
+
+// 64 columns of some rows of a matrix into shared memory; zeros where the matrix has no rows.
+__device__ __forceinline__ void copy(u32 to, const Map* map, int column, int row, u32 barrier, word policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+                 "[%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+
+// The same rows into the second cache.
+__device__ __forceinline__ void call(const Map* map, int column, int row) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
+                 : "memory");
+}
+
+// Three sets of weights [outputs, width] whose results go to three places, each with a low-rank adapter if `b` is there,
+// which adds low [rows, rank] b [outputs, rank]ᵀ.
+struct Weights {
+    int outputs[3];
+    bf16* out[3];
+    const bf16 *low[3], *b[3];
+};
+
+template <class P> __device__ __forceinline__ P pick(P const (&of)[3], int set) {
+    return set == 0 ? of[0] : set == 1 ? of[1] : of[2];
+}
+
+// Which weights a tile belongs to, and which of their outputs is its first; past the last there is none.
+struct Tile {
+    int set, first;
+};
+
+__device__ __forceinline__ Tile tile_at(const int (&outputs)[3], int group, int index) {
+#if GATED
+    const int half = TILES / 2, second = index >= half;
+    return {second, (group * half + index - second * half) * HEIGHT};
+#else
+    index += group * TILES;
+    const int first = (outputs[0] + HEIGHT - 1) / HEIGHT, second = (outputs[1] + HEIGHT - 1) / HEIGHT;
+    if (index < first || outputs[1] == 0) return {0, index * HEIGHT};
+    index -= first;
+    if (index < second || outputs[2] == 0) return {1, index * HEIGHT};
+    return {2, (index - second) * HEIGHT};
+#endif
+}
+
+// Adds rows `g` and `g + 8` of `b` (where they are not null) times rows 8j.. of `low`.
+__device__ __forceinline__ void adapt(
+    float (&c)[4], const bf16* low, const bf16* b_first, const bf16* b_second, int row, int rows, int rank, int t) {
+    for (int k = 2 * t; k < rank; k += 16) {
+        bool second = k + 8 < rank, there = row < rows;
+        u32 a0 = b_first ? *(const u32*)(b_first + k) : 0, a1 = b_second ? *(const u32*)(b_second + k) : 0;
+        u32 a2 = b_first && second ? *(const u32*)(b_first + k + 8) : 0;
+        u32 a3 = b_second && second ? *(const u32*)(b_second + k + 8) : 0;
+        u32 x0 = there ? fresh4(low + row * rank + k) : 0;
+        u32 x1 = there && second ? fresh4(low + row * rank + k + 8) : 0;
+        multiply(c, a0, a1, a2, a3, x0, x1);
+    }
+}
+
+// Sixteen outputs of eight rows: rows 8 * column.. and the sixteen from 16 * strip of tile `index`. A lane has four of
+// them: `output` and the eighth after it, in two rows; `at` is where the first is written.
+struct Unit {
+    Tile tile;
+    int column, strip, index, output, outputs;
+    i64 at;
+    bool there[4];
+};
+
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// Where `at` of this block's shared memory lies in that of the block with this rank in the cluster.
+__device__ __forceinline__ u32 peer(u32 at, int rank) {
+    u32 there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+    return there;
+}
