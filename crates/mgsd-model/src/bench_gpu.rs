@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
 use crate::linear::Adapter;
 use crate::lora::LoraConfig;
-use crate::model::{Activations, Keep, Parts, Qwen3Vl};
+use crate::model::{Activations, Keep, Parts, Qwen3Vl, Recompute};
 use crate::patches::{Grid, ImagePatches};
 use crate::processor::Prompt;
 use crate::sampling::Sampling;
@@ -150,6 +150,8 @@ pub struct Setting<'a> {
     pub group: Option<&'a Group>,
     /// Whether they share out the optimiser's state.
     pub shard: bool,
+    /// What training makes again instead of keeping it; `None`: as usual on a GPU.
+    pub recompute: Option<Recompute>,
 }
 
 impl Setting<'_> {
@@ -210,6 +212,9 @@ impl Work {
 
     fn train(&mut self, parts: Parts, setting: &Setting) {
         self.model.set_trainable(parts);
+        if let Some(recompute) = setting.recompute {
+            self.acts.set_recompute(recompute);
+        }
         let trained = self.model.parameters().into_iter().filter(|p| p.is_trainable());
         let processes = setting.processes();
         let mut loads = vec![0; processes];

@@ -6,7 +6,6 @@ use common::{board, chat, get, options, post, start};
 use mgsd_model::generate::{Completion, Generator, Request};
 use mgsd_model::image::PixelLimits;
 use mgsd_model::linear::Adapter;
-use mgsd_model::model::{Purpose, Qwen3Vl};
 use mgsd_model::processor::Processor;
 use mgsd_model::sampling::Sampling;
 use mgsd_tasks::Task;
@@ -16,7 +15,7 @@ use std::sync::Arc;
 /// The same question asked of the model without a server.
 fn in_process(text: &str, sampling: Sampling, most: usize) -> (Processor, usize, Completion) {
     let processor = Processor::open(&common::nano(), PixelLimits::default()).expect("processor");
-    let model = Qwen3Vl::load(&common::nano(), Purpose::Inference).expect("model");
+    let model = common::load().expect("model");
     let prompt = processor.prompt(&[mgsd_model::chat::Message::text("user", text)]).expect("prompt");
     let tokens = prompt.ids.len();
     let stop = model.config.eos_token_ids.clone();

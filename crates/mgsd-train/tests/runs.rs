@@ -1,5 +1,6 @@
 //! Whole runs on a tiny model: resuming, stopping, refusing, and what each loss and teacher does.
 
+use mgsd_compute::Device;
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_data::{opcd, perception_sft};
 use mgsd_tasks::{GenerateOptions, RenderOptions, Task};
@@ -32,6 +33,12 @@ max_tokens_per_micro_batch = 256
 tensorboard = false
 "#;
 
+/// `MGSD_TEST_DEVICE`, the CPU without it.
+fn device() -> Device {
+    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"))
+}
+
 /// A recipe for `kind`, six steps long, with `changes`.
 fn recipe(kind: &str, out: &Path, changes: &[&str]) -> Recipe {
     let mut text = format!("kind = \"{kind}\"\nsteps = 6\n[model]\nbase = {:?}\nout = {:?}\n", tiny_model(), out);
@@ -62,7 +69,7 @@ fn go(recipe: &Recipe, resume: bool, stop_after: u64) -> (Result<Summary>, Vec<S
         &Control {
             stop: &stop,
             resume,
-            device: Default::default(),
+            device: device(),
             world: Default::default(),
             progress: Some(&progress),
         },

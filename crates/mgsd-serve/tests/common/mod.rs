@@ -1,7 +1,8 @@
 //! What the tests share: a server on the embedded model, and an HTTP client of a few lines.
 #![allow(dead_code)]
 
-use mgsd_model::model::{Purpose, Qwen3Vl};
+use mgsd_compute::Device;
+use mgsd_model::model::Qwen3Vl;
 use mgsd_serve::{Capacity, Limits, Models, Options, Server};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -29,9 +30,15 @@ pub fn options() -> Options {
     }
 }
 
+/// The embedded model on `MGSD_TEST_DEVICE`, on the CPU without it.
+pub fn load() -> mgsd_model::error::Result<Qwen3Vl> {
+    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    let device = Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"));
+    Qwen3Vl::for_inference(&nano(), None, device)
+}
+
 /// Starts a server; the teacher is the same model.
 pub fn start(options: &Options) -> Server {
-    let load = || Qwen3Vl::load(&nano(), Purpose::Inference);
     let models = move || Ok(Models { model: load()?, teacher: Some(load()?) });
     Server::start(options, Box::new(models)).unwrap_or_else(|error| panic!("{error}"))
 }

@@ -2,7 +2,7 @@
 
 use crate::console::Console;
 use clap::ValueEnum;
-use mgsd_model::bench_gpu;
+use mgsd_model::{bench_gpu, model};
 use mgsd_train::world::{Place, World};
 
 /// Measure speed; each line is NAME VALUE UNIT.
@@ -20,6 +20,9 @@ pub struct Args {
     /// With several processes (`mgsd launch`), share out the optimiser's state, for `gpu`.
     #[arg(long)]
     shard: bool,
+    /// What training makes again instead of keeping it (default: cheap), for `gpu`.
+    #[arg(long, value_enum)]
+    recompute: Option<Recompute>,
     /// The published size, for `gpu`.
     #[arg(long, value_enum, default_value = "4b")]
     size: Size,
@@ -34,6 +37,13 @@ enum Size {
     B4,
     #[value(name = "8b")]
     B8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Recompute {
+    Nothing,
+    Cheap,
+    Layers,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,7 +73,12 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             };
             let mut figures = Vec::new();
             let (runs, shard) = (args.repeats, args.shard);
-            let setting = bench_gpu::Setting { device, size, runs, group: world.group(), shard };
+            let recompute = args.recompute.map(|recompute| match recompute {
+                Recompute::Nothing => model::Recompute::Nothing,
+                Recompute::Cheap => model::Recompute::Cheap,
+                Recompute::Layers => model::Recompute::Layers,
+            });
+            let setting = bench_gpu::Setting { device, size, runs, group: world.group(), shard, recompute };
             bench_gpu::run(&setting, &args.what, &mut |figure| {
                 if world.writes() {
                     say(&figure);
