@@ -422,6 +422,54 @@ fn attention_to_a_cache() {
     }
 }
 
+/// Angles of `tokens` positions as tables of cosines and sines, `[tokens, half]`.
+fn angles(n: &mut Numbers, case: &Case, tokens: usize, half: usize) -> [(Tensor, Tensor); 2] {
+    let angles = n.tensor(tokens, half, 3.0).to_vec();
+    let table = |f: fn(f32) -> f32| Tensor::from_vec(tokens, half, angles.iter().map(|a| f(*a)).collect());
+    [case.exact(table(f32::cos)), case.exact(table(f32::sin))]
+}
+
+#[test]
+fn decoding_steps() {
+    let Some((device, _turn)) = gpu("decoding_steps") else { return };
+    let mut n = Numbers(10);
+    for case in Case::both(device) {
+        // The last has so many rows that none is divided among blocks.
+        for (rows, heads, kv_heads, head_dim) in [(9, 4, 2, 32), (9, 8, 2, 128), (9, 2, 1, 72), (150, 4, 2, 128)] {
+            let slots: Vec<u32> = (0..rows).rev().map(|slot| slot as u32).collect();
+            let mut lengths: Vec<u32> = [1, 2, 16, 17, 33, 64, 65, 200, 255].into_iter().cycle().take(rows).collect();
+            let earlier = slots.iter().zip(&lengths).flat_map(|(slot, length)| (0..length - 1).map(|at| (*slot, at)));
+            let (slot_of, place_of): (Vec<u32>, Vec<u32>) = earlier.unzip();
+            let mut caches = [(); 2].map(|()| KvCache::new(rows, 256, kv_heads, head_dim));
+            let [cache, cache_gpu] = &mut caches;
+            let (k, kg) = case.pair(n.tensor(slot_of.len(), kv_heads * head_dim, 1.0));
+            let (v, vg) = case.pair(n.tensor(slot_of.len(), kv_heads * head_dim, 1.0));
+            cache.store(&k, &v, &slot_of, &place_of);
+            cache_gpu.store(&kg, &vg, &slot_of, &place_of);
+            let ((qw, qwg), (kw, kwg)) =
+                (case.exact(n.tensor(1, head_dim, 1.0)), case.exact(n.tensor(1, head_dim, 1.0)));
+            // The second step reads what the first has stored.
+            for step in ["decoding step", "next decoding step"] {
+                let (q, qg) = case.pair(n.tensor(rows, heads * head_dim, 1.0));
+                let (k, kg) = case.pair(n.tensor(rows, kv_heads * head_dim, 1.0));
+                let (v, vg) = case.pair(n.tensor(rows, kv_heads * head_dim, 1.0));
+                let [(cos, cg), (sin, sg)] = angles(&mut n, &case, rows, head_dim / 2);
+                let cpu = HeadNorm { q_weight: &qw, k_weight: &kw, cos: &cos, sin: &sin, eps: 1e-6 };
+                let gpu = HeadNorm { q_weight: &qwg, k_weight: &kwg, cos: &cg, sin: &sg, eps: 1e-6 };
+                let places: Vec<u32> = lengths.iter().map(|length| length - 1).collect();
+                let mut room = [(); 4].map(|()| Tensor::empty());
+                let [a, b, c, d] = &mut room;
+                let [mut out, mut out_gpu] = [(); 2].map(|()| Tensor::empty());
+                attention::decode_step(&mut out, [a, b], cache, [&q, &k, &v], &cpu, &slots, &places, &lengths, 0.2);
+                let raw = [&qg, &kg, &vg];
+                attention::decode_step(&mut out_gpu, [c, d], cache_gpu, raw, &gpu, &slots, &places, &lengths, 0.2);
+                case.near(step, &out, &out_gpu, 1e-5, 1e-2);
+                lengths.iter_mut().for_each(|length| *length += 1);
+            }
+        }
+    }
+}
+
 #[test]
 fn head_norms_and_rotation() {
     let Some((device, _turn)) = gpu("head_norms_and_rotation") else { return };
@@ -430,15 +478,11 @@ fn head_norms_and_rotation() {
         for (tokens, heads, kv_heads, head_dim) in [(1, 4, 2, 32), (50, 8, 2, 128), (1500, 3, 3, 64), (9, 2, 1, 72)] {
             let (q, qg) = case.pair(n.tensor(tokens, heads * head_dim, 1.0));
             let (k, kg) = case.pair(n.tensor(tokens, kv_heads * head_dim, 1.0));
-            let (v, vg) = case.pair(n.tensor(tokens, kv_heads * head_dim, 1.0));
             let (mut dq, mut dqg) = case.pair(n.tensor(tokens, heads * head_dim, 1.0));
             let (mut dk, mut dkg) = case.pair(n.tensor(tokens, kv_heads * head_dim, 1.0));
             let ((qw, qwg), (kw, kwg)) =
                 (case.exact(n.tensor(1, head_dim, 1.0)), case.exact(n.tensor(1, head_dim, 1.0)));
-            let angles = n.tensor(tokens, head_dim / 2, 3.0).to_vec();
-            let table =
-                |f: fn(f32) -> f32| Tensor::from_vec(tokens, head_dim / 2, angles.iter().map(|a| f(*a)).collect());
-            let ((cos, cg), (sin, sg)) = (case.exact(table(f32::cos)), case.exact(table(f32::sin)));
+            let [(cos, cg), (sin, sg)] = angles(&mut n, &case, tokens, head_dim / 2);
             let cpu = HeadNorm { q_weight: &qw, k_weight: &kw, cos: &cos, sin: &sin, eps: 1e-6 };
             let gpu = HeadNorm { q_weight: &qwg, k_weight: &kwg, cos: &cg, sin: &sg, eps: 1e-6 };
             let [mut y, mut z, mut yg, mut zg] = [(); 4].map(|()| Tensor::empty());
@@ -453,18 +497,6 @@ fn head_norms_and_rotation() {
             case.near("head norm dq", &eq, &eqg, 2e-6, 4e-3);
             case.near("head norm dk", &ek, &ekg, 2e-6, 4e-3);
             case.near("head norm dweight", &dw, &dwg, 1e-5, 1e-5);
-            // Stored and read back through attention to a single position, whose output is the value.
-            let slots: Vec<u32> = (0..tokens as u32).map(|row| row % 7).collect();
-            let places: Vec<u32> = (0..tokens as u32).map(|row| row / 7).collect();
-            let lengths: Vec<u32> = places.iter().map(|place| place + 1).collect();
-            let mut caches = [(); 2].map(|()| KvCache::new(7, 256, kv_heads, head_dim));
-            let [cache, cache_gpu] = &mut caches;
-            head_norm::forward_cached(&mut y, &mut z, cache, &q, &k, &v, &cpu, &slots, &places);
-            head_norm::forward_cached(&mut yg, &mut zg, cache_gpu, &qg, &kg, &vg, &gpu, &slots, &places);
-            let [mut out, mut out_gpu] = [(); 2].map(|()| Tensor::empty());
-            attention::decode(&mut out, &y, cache, &slots, &lengths, heads, 0.1);
-            attention::decode(&mut out_gpu, &yg, cache_gpu, &slots, &lengths, heads, 0.1);
-            case.near("head norm cached", &out, &out_gpu, 1e-5, 1e-2);
         }
     }
 }

@@ -383,9 +383,19 @@ impl TextDecoder {
     ) {
         let norm = self.layers[index].head_norm(common);
         if let Pass::Decode { caches, slots, places, lengths } = pass {
-            let (layout, cache) = (self.layout(&[]), &mut caches[index]);
-            head_norm::forward_cached(&mut c.q, &mut c.k, cache, &a.q_raw, &a.k_raw, &a.v, &norm, slots, places);
-            attention::decode(&mut a.attended, &c.q, cache, slots, lengths, layout.heads, layout.scale);
+            let (normed, raw) = ([&mut c.q, &mut c.k], [&a.q_raw, &a.k_raw, &a.v]);
+            let scale = self.layout(&[]).scale;
+            attention::decode_step(
+                &mut a.attended,
+                normed,
+                &mut caches[index],
+                raw,
+                &norm,
+                slots,
+                places,
+                lengths,
+                scale,
+            );
             return;
         }
         head_norm::forward(&mut c.q, &mut c.k, &a.q_raw, &a.k_raw, &norm);

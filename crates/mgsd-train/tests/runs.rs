@@ -66,13 +66,7 @@ fn go(recipe: &Recipe, resume: bool, stop_after: u64) -> (Result<Summary>, Vec<S
     };
     let result = run(
         recipe,
-        &Control {
-            stop: &stop,
-            resume,
-            device: device(),
-            world: Default::default(),
-            progress: Some(&progress),
-        },
+        &Control { stop: &stop, resume, device: device(), world: Default::default(), progress: Some(&progress) },
     );
     (result, reports.into_inner())
 }

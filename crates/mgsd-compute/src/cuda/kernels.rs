@@ -13,6 +13,7 @@ use super::{Cuda, Tiles, check};
 /// What all sources begin with, and those of attention.
 const COMMON: &str = include_str!("kernels/common.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
+const HEAD_NORM: &str = include_str!("kernels/head_norm.cuh");
 const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
 /// What comes after that for products of few rows.
 const FEW_ROWS: &str = include_str!("kernels/few.cuh");
@@ -294,6 +295,7 @@ impl Cuda {
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
         let more = match operation {
             "few" => FEW_ROWS,
+            "head_norm_rope" | "attention_decode" => HEAD_NORM,
             _ if operation.ends_with("hopper") => HOPPER,
             _ => "",
         };

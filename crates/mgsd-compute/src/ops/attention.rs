@@ -11,7 +11,7 @@ mod cache;
 mod cuda;
 mod forward;
 
-pub use cache::{KvCache, decode};
+pub use cache::{KvCache, decode, decode_step};
 
 /// Which keys a query sees, within its own segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 //!
 //! `q: [tokens, heads * head_dim]`, `k: [tokens, kv_heads * head_dim]`.
 
-use super::attention::KvCache;
 use super::{rms_norm, rope};
 use crate::cuda::{Arg, Cuda, Kernel, Variant};
 use crate::{Dtype, Tensor, Write, check};
@@ -24,7 +23,7 @@ pub struct HeadNorm<'a> {
 }
 
 impl HeadNorm<'_> {
-    fn check(&self, op: &str, q: &Tensor, k: &Tensor) {
+    pub(super) fn check(&self, op: &str, q: &Tensor, k: &Tensor) {
         let head_dim = self.q_weight.cols();
         check::shape(op, "q_weight", self.q_weight, 1, head_dim);
         check::shape(op, "k_weight", self.k_weight, 1, head_dim);
@@ -41,7 +40,7 @@ impl HeadNorm<'_> {
         Kernel { operation: "head_norm_rope", function, variant }
     }
 
-    fn pointers(&self) -> [Arg; 4] {
+    pub(super) fn pointers(&self) -> [Arg; 4] {
         [self.q_weight, self.k_weight, self.cos, self.sin].map(|tensor| tensor.pointer_f32().into())
     }
 
@@ -76,43 +75,6 @@ pub fn forward(q_out: &mut Tensor, k_out: &mut Tensor, q: &Tensor, k: &Tensor, n
     args.push(norm.eps.into());
     let grid = [q.rows() as u32, norm.shares(gpu, q.rows(), heads[0] + heads[1]), 1];
     gpu.launch(norm.kernel(q, "head_norm_rope_forward"), grid, [128, 1], 0, &args);
-}
-
-/// As [`forward`], but keys and values go to `cache`: row `i` to `slots[i]` at `positions[i]`. On a GPU `k_out` stays as
-/// it is.
-#[allow(clippy::too_many_arguments)] // Queries, keys and values, in and out.
-pub fn forward_cached(
-    q_out: &mut Tensor,
-    k_out: &mut Tensor,
-    cache: &mut KvCache,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    norm: &HeadNorm,
-    slots: &[u32],
-    positions: &[u32],
-) {
-    norm.check("head_norm::forward_cached", q, k);
-    let Some(gpu) = q.gpu() else {
-        forward(q_out, k_out, q, k, norm);
-        return cache.store(k_out, v, slots, positions);
-    };
-    q_out.place(q, q.rows(), q.cols());
-    let (keys, values) = cache.memory(k);
-    let heads = norm.heads(q, k);
-    let mut args: Vec<Arg> = vec![q_out.pointer().into(), keys.into(), values.into()];
-    args.extend([q, k, v].map(|tensor| Arg::from(tensor.pointer())));
-    args.extend(norm.pointers());
-    args.extend([gpu.list(slots), gpu.list(positions)].map(Arg::from));
-    args.extend([q_out.cols(), q.cols(), k.cols(), v.cols(), cache.capacity(), heads[0], heads[1]].map(Arg::from));
-    args.push(norm.eps.into());
-    let grid = [q.rows() as u32, norm.shares(gpu, q.rows(), heads[0] + 2 * heads[1]), 1];
-    let kernel = norm.kernel(q, "head_norm_rope_store");
-    if gpu.is_hopper() {
-        gpu.launch_early(kernel, grid, [128, 1], 0, 1, &[], &args);
-    } else {
-        gpu.launch(kernel, grid, [128, 1], 0, &args);
-    }
 }
 
 /// Gradients of `q` and `k`, overwritten; those of the weights are added to (`None` when frozen). `dq_out` and `dk_out`

@@ -1,19 +1,24 @@
 // Generation: one new token a row against the keys and values kept of its sequence, and the storing of those.
 // The cache is [slots, kv_heads, capacity, HEAD_DIM], once for keys and once for values. CAUSAL has no meaning here.
 
-#define WARPS 4
-#define THREADS (32 * WARPS)
+#define WARPS (THREADS / 32)
 // Keys that a warp takes at a time.
 #define PIECE 16
 #define CHUNK (WARPS * PIECE)
 // Query heads that one key-value head may serve.
 #define MOST_HEADS 16
 
-// Lets the next kernel's blocks start, which wait for this one by themselves, and waits for the kernel in front, in case
-// this one was started early.
-__device__ __forceinline__ void take_turn() {
+// Lets the next kernel's blocks start, which wait for this one by themselves.
+__device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits for the kernel in front, in case this one was started early.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
@@ -140,29 +145,60 @@ __device__ __forceinline__ void load_piece(number *to, const number *from, int v
     }
 }
 
-// `out[i]` = attention of row i to the positions 0..lengths[i] of slot slots[i], its own key among them. A length of 0
-// gives zeros and reads nothing.
-//
-// Grid (splits, kv_heads, rows): the positions of a row are divided among at most `splits` blocks. Block 128 threads.
-// `partial`: f32 [rows * heads * splits * (HEAD_DIM + 2)], needs no values. `arrived`: u32 [rows * kv_heads], zero
-// before the first call, and again after every call. At most 16 query heads a key-value head. Shared memory: bf16 (32 +
-// 256 * STAGES) * ROW bytes.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
+// What a decoding step makes keys, values and queries from: projections [rows, ...] before norm and rotation.
+struct Fresh {
+    const number *k, *v;
+    const float *q_weight, *k_weight, *cos, *sin;
+    int k_stride, v_stride;
+    float eps;
+};
+
+// Norms and turns the queries of a block into `queries` and, where `position` is not negative, the key; that and the value
+// go to `position` of `keys` and `values`.
+__device__ __forceinline__ void norm_heads(
+    number *queries, number *keys, number *values, const number *q, const Fresh &fresh, int row, int kv_head, int group,
+    int position
+) {
+    const int lane = threadIdx.x % LANES, at = lane * 4;
+    const bool used = lane < USED;
+    const Eight angles = angles_of(fresh.cos, fresh.sin, row, at, used);
+    for (int base = 0; base < group + 2; base += AT_ONCE) {
+        const int head = base + threadIdx.x / LANES;
+        const bool is_q = head < group, is_k = head == group;
+        const bool active = used && (is_q || (head < group + 2 && position >= 0));
+        const number *from = is_q ? q + head * HEAD_DIM
+                             : is_k ? fresh.k + (long long)row * fresh.k_stride + kv_head * HEAD_DIM
+                                    : fresh.v + (long long)row * fresh.v_stride + kv_head * HEAD_DIM;
+        number *to = is_q ? queries + head * ROW : (is_k ? keys : values) + (long long)position * HEAD_DIM;
+        const Eight x = load_eight(from, at, active);
+        const Eight weight = load_eight(is_q ? fresh.q_weight : fresh.k_weight, at, active && (is_q || is_k));
+        const Eight y = norm_rotate(x, weight, angles, fresh.eps);
+        if (active) store_eight(to, at, is_q || is_k ? y : x);
+    }
+}
+
+// FRESH: queries are made here, and the row's own key and value are stored before they are read.
+template <bool FRESH>
+__device__ __forceinline__ void attend(
     number *__restrict__ out, float *__restrict__ partial, u32 *__restrict__ arrived, const number *__restrict__ q,
-    const number *__restrict__ keys, const number *__restrict__ values, const u32 *__restrict__ slots,
-    const u32 *__restrict__ lengths, int out_stride, int q_stride, int capacity, int group, float scale
+    number *keys, number *values, const u32 *__restrict__ slots, const u32 *__restrict__ lengths, int out_stride,
+    int q_stride, int capacity, int group, float scale, const Fresh &fresh
 ) {
     extern __shared__ __align__(16) number shared[];
     __shared__ float2 state[WARPS][MOST_HEADS];
-    take_turn();
     const int row = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    // Lists are there before any kernel of a step begins, and so is what earlier steps stored.
+    let_next_start();
+    if (!FRESH) wait_for_previous();
     const u32 slot = slots[row];
-    const Share share = share_of(min((int)lengths[row], capacity));
+    const int wanted = lengths[row], length = min(wanted, capacity);
+    const Share share = share_of(length);
     if ((int)blockIdx.x >= share.parts) return;
     number *queries = shared, *ring = shared + MOST_HEADS * ROW + warp * STAGES * 2 * PIECE * ROW;
     const long long place = share.end > share.start ? ((long long)slot * gridDim.y + kv_head) * capacity : 0;
     keys += place * HEAD_DIM;
     values += place * HEAD_DIM;
+    q += (long long)row * q_stride + kv_head * group * HEAD_DIM;
 
     const int start = share.start + warp * PIECE;
     const auto fetch = [&](int round) {
@@ -175,15 +211,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
         copies_done_so_far();
     };
     clear_rest<THREADS>(shared, MOST_HEADS + WARPS * STAGES * 2 * PIECE);
-#pragma unroll
-    for (int round = 0; round < STAGES - 1; round++) fetch(round);
-
+    int fetched = 0;
+    if (FRESH) {
+        const int old = min(share.end, length - 1);
+        while (fetched < STAGES && min(start + fetched * CHUNK + PIECE, share.end) <= old) fetch(fetched++);
+        wait_for_previous();
+        const bool last = share.end == wanted && share.end > share.start;
+        norm_heads(queries, keys, values, q, fresh, row, kv_head, group, last ? length - 1 : -1);
+    }
     for (int i = threadIdx.x; i < MOST_HEADS * PIECES; i += THREADS) {
         const int g = i / PIECES, piece = i % PIECES;
-        const number *from = q + (long long)row * q_stride + (kv_head * group + g) * HEAD_DIM + piece * 8;
-        *(uint4 *)(queries + g * ROW + piece * 8) = g < group ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+        uint4 *to = (uint4 *)(queries + g * ROW + piece * 8);
+        if (g >= group) *to = make_uint4(0, 0, 0, 0);
+        else if (!FRESH) *to = *(const uint4 *)(q + g * HEAD_DIM + piece * 8);
     }
     __syncthreads();
+    while (fetched < STAGES) fetch(fetched++);
     u32 a[STEPS][4];
 #pragma unroll
     for (int step = 0; step < STEPS; step++) load_left(a[step], queries + step * 16, lane);
@@ -196,9 +239,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
         for (int e = 0; e < 4; e++) sums[n][e] = 0.0f;
 
     for (int round = 0; start + round * CHUNK < share.end; round++) {
-        wait_copies<STAGES - 2>();
+        wait_copies<STAGES - 1>();
         __syncwarp();
-        fetch(round + STAGES - 1);
         const int key0 = start + round * CHUNK;
         const number *key_tile = ring + round % STAGES * 2 * PIECE * ROW, *value_tile = key_tile + PIECE * ROW;
         float p[2][4];
@@ -245,6 +287,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
             multiply(sums[2 * n], weights, b[0], b[1]);
             multiply(sums[2 * n + 1], weights, b[2], b[3]);
         }
+        __syncwarp();
+        fetch(round + STAGES);
     }
     wait_copies<0>();
     __syncthreads();
@@ -267,6 +311,36 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
     join(out, partial, arrived, found, state, share, group, out_stride);
 }
 
+// `out[i]` = attention of row i to the positions 0..lengths[i] of slot slots[i], its own key among them. A length of 0
+// gives zeros and reads nothing.
+//
+// Grid (splits, kv_heads, rows): the positions of a row are divided among at most `splits` blocks. Block 128 threads.
+// `partial`: f32 [rows * heads * splits * (HEAD_DIM + 2)], needs no values. `arrived`: u32 [rows * kv_heads], zero
+// before the first call, and again after every call. At most 16 query heads a key-value head. Shared memory: bf16 (32 +
+// 256 * STAGES) * ROW bytes.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
+    number *__restrict__ out, float *__restrict__ partial, u32 *__restrict__ arrived, const number *__restrict__ q,
+    number *keys, number *values, const u32 *__restrict__ slots, const u32 *__restrict__ lengths, int out_stride,
+    int q_stride, int capacity, int group, float scale
+) {
+    attend<false>(out, partial, arrived, q, keys, values, slots, lengths, out_stride, q_stride, capacity, group, scale, {});
+}
+
+// The same for a decoding step, from projections: `q` is normed and turned on its way, and so is `k`, which with `v`
+// goes to position lengths[i] - 1 of its slot first; where that is not below `capacity` it goes nowhere.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_decode_fresh(
+    number *__restrict__ out, float *__restrict__ partial, u32 *__restrict__ arrived, const number *__restrict__ q,
+    number *keys, number *values, const u32 *__restrict__ slots, const u32 *__restrict__ lengths, int out_stride,
+    int q_stride, int capacity, int group, float scale, const number *__restrict__ k, const number *__restrict__ v,
+    const float *__restrict__ q_weight, const float *__restrict__ k_weight, const float *__restrict__ cos,
+    const float *__restrict__ sin, int k_stride, int v_stride, float eps
+) {
+    attend<true>(
+        out, partial, arrived, q, keys, values, slots, lengths, out_stride, q_stride, capacity, group, scale,
+        {k, v, q_weight, k_weight, cos, sin, k_stride, v_stride, eps}
+    );
+}
+
 // Row i of `k` and `v` ([rows, kv_heads * HEAD_DIM]) goes to slots[i] at positions[i]; rows whose position is not below
 // `capacity` go nowhere. Grid (rows), block 128 threads.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_store(
@@ -286,7 +360,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_store(
 
 #else
 
-#define LANES ((HEAD_DIM + 31) / 32)
+// Numbers of a head that a lane holds.
+#define HELD ((HEAD_DIM + 31) / 32)
 
 // As in bf16. A warp takes one key at a time. Shared memory: 4 * 64 * HEAD_DIM bytes.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
@@ -296,7 +371,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
 ) {
     extern __shared__ __align__(16) float found[];
     __shared__ float2 state[WARPS][MOST_HEADS];
-    take_turn();
+    let_next_start();
+    wait_for_previous();
     const int row = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const Share share = share_of(min((int)lengths[row], capacity));
     if ((int)blockIdx.x >= share.parts) return;
@@ -305,9 +381,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
     values += place * HEAD_DIM;
     for (int g = 0; g < group; g++) {
         const float *query = q + (long long)row * q_stride + (kv_head * group + g) * HEAD_DIM;
-        float x[LANES], sums[LANES], highest = -INFINITE, total = 0.0f;
+        float x[HELD], sums[HELD], highest = -INFINITE, total = 0.0f;
 #pragma unroll
-        for (int i = 0; i < LANES; i++) {
+        for (int i = 0; i < HELD; i++) {
             const int d = lane + 32 * i;
             x[i] = d < HEAD_DIM ? query[d] * scale * LOG2_E : 0.0f;
             sums[i] = 0.0f;
@@ -315,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
         for (int key = share.start + warp; key < share.end; key += WARPS) {
             float score = 0.0f;
 #pragma unroll
-            for (int i = 0; i < LANES; i++) {
+            for (int i = 0; i < HELD; i++) {
                 const int d = lane + 32 * i;
                 if (d < HEAD_DIM) score = fmaf(x[i], keys[(long long)key * HEAD_DIM + d], score);
             }
@@ -324,14 +400,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_decode(
             highest = top;
             total = fmaf(total, shrink, p);
 #pragma unroll
-            for (int i = 0; i < LANES; i++) {
+            for (int i = 0; i < HELD; i++) {
                 const int d = lane + 32 * i;
                 if (d < HEAD_DIM) sums[i] = fmaf(p, values[(long long)key * HEAD_DIM + d], sums[i] * shrink);
             }
         }
         if (lane == 0) state[warp][g] = make_float2(highest, total);
 #pragma unroll
-        for (int i = 0; i < LANES; i++) {
+        for (int i = 0; i < HELD; i++) {
             const int d = lane + 32 * i;
             if (d < HEAD_DIM) found[(warp * MOST_HEADS + g) * HEAD_DIM + d] = sums[i];
         }

@@ -122,6 +122,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
 #endif
     }
 
+    // A warp finishes sixteen outputs of eight rows at a time: v[0], v[1] belong to output g and rows 2t, 2t + 1, v[2],
+    // v[3] to output g + 8.
+    const int g = lane / 4, t = lane % 4;
+    const Weights weights = {{outputs0, outputs1, outputs2}, {out0, out1, out2}, {low0, low1, low2}, {b0, b1, b2}};
+    const int strips = (HEIGHT + 15) / 16, units = (GATED ? TILES / 2 : TILES) * strips * COLUMNS;
+    const int stride = SPLIT * (GROUPS * 4 + 1);
+    int unit = order * (GROUPS * 4 + 1) + warp;
+    const auto unit_at = [&](int unit) {
+        Unit u;
+        u.column = unit % COLUMNS, u.strip = unit / COLUMNS % strips, u.index = unit / COLUMNS / strips;
+        u.tile = tile_at(weights.outputs, group, u.index);
+        u.outputs = pick(weights.outputs, u.tile.set);
+        u.output = u.tile.first + u.strip * 16 + g;
+        const int row = u.column * 8 + 2 * t;
+        u.at = (i64)row * u.outputs + u.output;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            u.there[n] = unit < units && u.strip * 16 + g + n / 2 * 8 < HEIGHT && u.output + n / 2 * 8 < u.outputs &&
+                         row + n % 2 < rows;
+        return u;
+    };
+    const auto onto = [&](const Unit& u, float (&v)[4]) {
+#pragma unroll
+        for (int n = 0; n < 4; n++) v[n] = u.there[n] ? fresh(base + u.at + n / 2 * 8 + n % 2 * u.outputs) : 0.0f;
+    };
     const auto sums_at = [&](int index, int strip, int column) {
         return ring + (((index * STRIPS + strip) * COLUMNS + column) * 32 + lane) * 16;
     };
@@ -132,6 +157,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         for (int j = 0; j < COLUMNS; j++)
 #pragma unroll
             for (int n = 0; n < 4; n++) c[i][j][n] = 0.0f;
+    float below[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (base) {
+        // Asked for now, so that it is there when it is wanted.
+        asm volatile("griddepcontrol.wait;" ::: "memory");
+        onto(unit_at(unit), below);
+    }
     if (warp < GROUPS * 4) {
         const int team = warp / 4;
 #if NORM
@@ -213,33 +244,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
                                __float_as_uint(c[i][j][3])));
     }
 
-    // A warp finishes sixteen outputs of eight rows at a time: v[0], v[1] belong to output g and rows 2t, 2t + 1, v[2],
-    // v[3] to output g + 8.
-    const int g = lane / 4, t = lane % 4;
-    const Weights weights = {{outputs0, outputs1, outputs2}, {out0, out1, out2}, {low0, low1, low2}, {b0, b1, b2}};
-    const int strips = (HEIGHT + 15) / 16, units = (GATED ? TILES / 2 : TILES) * strips * COLUMNS;
-    const int stride = SPLIT * (GROUPS * 4 + 1);
-    int unit = order * (GROUPS * 4 + 1) + warp;
-    const auto unit_at = [&](int unit) {
-        Unit u;
-        u.column = unit % COLUMNS, u.strip = unit / COLUMNS % strips, u.index = unit / COLUMNS / strips;
-        u.tile = tile_at(weights.outputs, group, u.index);
-        u.outputs = pick(weights.outputs, u.tile.set);
-        u.output = u.tile.first + u.strip * 16 + g;
-        const int row = u.column * 8 + 2 * t;
-        u.at = (i64)row * u.outputs + u.output;
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            u.there[n] = unit < units && u.strip * 16 + g + n / 2 * 8 < HEIGHT && u.output + n / 2 * 8 < u.outputs &&
-                         row + n % 2 < rows;
-        return u;
-    };
-    const auto onto = [&](const Unit& u, float (&v)[4]) {
-#pragma unroll
-        for (int n = 0; n < 4; n++) v[n] = base && u.there[n] ? fresh(base + u.at + n / 2 * 8 + n % 2 * u.outputs) : 0.0f;
-    };
-    float below[4];
-    onto(unit_at(unit), below);
 #if NORM
     if (warp < GROUPS * 4) cluster_wait();
 #endif
@@ -287,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
 #pragma unroll
         for (int n = 0; n < 4; n++)
             if (u.there[n]) out[u.at + n / 2 * 8 + n % 2 * u.outputs] = narrow<bf16>(v[n] + below[n]);
-        onto(unit_at(unit + stride), below);
+        if (base) onto(unit_at(unit + stride), below);
     }
     // Nobody leaves while others may read its sums.
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");

@@ -2,10 +2,11 @@
 
 use super::cuda::Cached;
 use super::forward::softmax_row;
+use crate::ops::head_norm::{self, HeadNorm};
 use crate::par::{self, Out};
 use crate::product::{Into, Left, Panels, Size, product};
 use crate::simd::panel_width;
-use crate::{Tensor, check};
+use crate::{Dtype, Tensor, check};
 
 /// Keys and values of many sequences for generation, one slot a sequence, up to `capacity` tokens each.
 ///
@@ -37,12 +38,6 @@ impl KvCache {
         let zeros = |cols| Tensor::zeros_on(k.device(), k.dtype(), self.slots * self.kv_heads, cols);
         let (keys, values) = (self.capacity * self.head_dim, self.capacity * self.head_dim.next_multiple_of(width));
         (self.keys, self.values) = (zeros(keys), zeros(values));
-    }
-
-    /// Where keys and values lie on the GPU of `k`.
-    pub(crate) fn memory(&mut self, k: &Tensor) -> (u64, u64) {
-        self.settle(k);
-        (self.keys.pointer(), self.values.pointer())
     }
 
     fn cached(&self) -> Cached<'_> {
@@ -140,6 +135,39 @@ pub fn decode(out: &mut Tensor, q: &Tensor, cache: &KvCache, slots: &[u32], leng
             one(out, q, cache, row, kv_head, slots[row] as usize, lengths[row] as usize, heads, scale);
         }
     });
+}
+
+/// A decoding step from what the projections gave: row `i` of `q`, `k` (before norm and rotation) and `v` stands at position
+/// `positions[i] = lengths[i] - 1` of `slots[i]`, no slot twice; its key and value are stored there, and its queries attend
+/// to `0..lengths[i]`. `normed` is room for queries and keys on their way.
+#[allow(clippy::too_many_arguments)] // Queries, keys and values, and where they go.
+pub fn decode_step(
+    out: &mut Tensor,
+    normed: [&mut Tensor; 2],
+    cache: &mut KvCache,
+    [q, k, v]: [&Tensor; 3],
+    norm: &HeadNorm,
+    slots: &[u32],
+    positions: &[u32],
+    lengths: &[u32],
+    scale: f32,
+) {
+    let op = "attention::decode_step";
+    norm.check(op, q, k);
+    check::shape(op, "k", k, q.rows(), cache.kv_heads * cache.head_dim);
+    check::same(op, "v", v, "k", k);
+    check::length(op, "slots", slots.len(), q.rows());
+    check::length(op, "lengths", lengths.len(), q.rows());
+    let heads = q.cols() / cache.head_dim;
+    if let Some(gpu) = q.gpu().filter(|_| q.dtype() == Dtype::Bf16) {
+        cache.settle(k);
+        out.place(q, q.rows(), q.cols());
+        return cache.cached().decode_step(gpu, out, [q, k, v], norm, slots, lengths, heads, scale);
+    }
+    let [q_normed, k_normed] = normed;
+    head_norm::forward(q_normed, k_normed, q, k, norm);
+    cache.store(k_normed, v, slots, positions);
+    decode(out, q_normed, cache, slots, lengths, heads, scale);
 }
 
 /// The heads of one key-value head of one row.

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use super::{Layout, Mask};
 use crate::cuda::{Arg, Cuda, Kernel, Variant};
+use crate::ops::head_norm::HeadNorm;
 use crate::{Dtype, Tensor};
 
 /// First and last row of a segment, first row of the tile, nothing.
@@ -239,6 +240,42 @@ impl Cached<'_> {
         heads: usize,
         scale: f32,
     ) {
+        self.launch(gpu, "attention_decode", out, q, slots, lengths, heads, scale, &[]);
+    }
+
+    /// From projections. A length beyond the capacity stores nothing.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn decode_step(
+        &self,
+        gpu: &'static Cuda,
+        out: &mut Tensor,
+        [q, k, v]: [&Tensor; 3],
+        norm: &HeadNorm,
+        slots: &[u32],
+        lengths: &[u32],
+        heads: usize,
+        scale: f32,
+    ) {
+        let mut more = pointers(&[k, v]);
+        more.extend(norm.pointers());
+        more.extend([k.cols(), v.cols()].map(Arg::from));
+        more.push(norm.eps.into());
+        self.launch(gpu, "attention_decode_fresh", out, q, slots, lengths, heads, scale, &more);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn launch(
+        &self,
+        gpu: &'static Cuda,
+        function: &'static str,
+        out: &mut Tensor,
+        q: &Tensor,
+        slots: &[u32],
+        lengths: &[u32],
+        heads: usize,
+        scale: f32,
+        more: &[Arg],
+    ) {
         let (rows, group) = (q.rows(), heads / self.kv_heads);
         assert!(group <= 16, "attention on a GPU: {group} query heads a key-value head; at most 16 are expected");
         let pairs = (rows * self.kv_heads).max(1);
@@ -250,10 +287,11 @@ impl Cached<'_> {
         args.extend([gpu.list(slots), gpu.list(lengths)].map(Arg::from));
         args.extend([out.cols(), q.cols(), self.capacity, group].map(Arg::from));
         args.push(scale.into());
+        args.extend(more);
         let row = self.head_dim.next_multiple_of(16) as u32 + 8;
         let shared = if self.keys.dtype() == Dtype::Bf16 { 544 * row } else { 256 * self.head_dim as u32 };
         let grid = [splits as u32, self.kv_heads as u32, rows as u32];
-        let kernel = self.kernel("attention_decode");
+        let kernel = self.kernel(function);
         if gpu.is_hopper() {
             gpu.launch_early(kernel, grid, [128, 1], shared, 1, &[], &args);
         } else {
