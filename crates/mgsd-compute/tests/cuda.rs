@@ -14,6 +14,7 @@ use mgsd_compute::ops::gelu::{self, Gelu};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::linear::{LowRank, few};
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads, Teacher, TokenStats};
+use mgsd_compute::ops::sample::{self, Choice};
 use mgsd_compute::ops::{adamw, embedding, interpolate, layer_norm, linear, rms_norm, rope, rows, swiglu};
 use mgsd_compute::{Device, Dtype, Tensor, Write};
 
@@ -559,6 +560,90 @@ fn losses() {
                 }
             }
         }
+    }
+}
+
+/// The token in whose part of the distribution `choice.uniform` lies, and by how much of the whole it is inside.
+fn chosen(logits: &[f32], choice: &Choice) -> (usize, f64) {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |x: f32| (f64::from(x - highest) / f64::from(choice.temperature)).exp();
+    let mut order: Vec<f32> = logits.to_vec();
+    order.sort_by(|a, b| b.total_cmp(a));
+    let mut least = f32::NEG_INFINITY;
+    if choice.top_k > 0.0 {
+        least = order[choice.top_k as usize - 1];
+    }
+    if choice.top_p < 1.0 {
+        let kept = || order.iter().copied().filter(|x| *x >= least);
+        let wanted = f64::from(choice.top_p) * kept().map(weight).sum::<f64>();
+        let mut sum = 0.0;
+        least = kept()
+            .find(|x| {
+                sum += weight(*x);
+                sum >= wanted
+            })
+            .unwrap_or(least);
+    }
+    if choice.min_p > 0.0 {
+        least = least.max(highest + choice.min_p.ln() * choice.temperature);
+    }
+    let weights: Vec<f64> = logits.iter().map(|x| if *x >= least { weight(*x) } else { 0.0 }).collect();
+    let total: f64 = weights.iter().sum();
+    let wanted = f64::from(choice.uniform) * total;
+    let mut sum = 0.0;
+    for (token, weight) in weights.iter().enumerate() {
+        if wanted < sum + weight {
+            return (token, (wanted - sum).min(sum + weight - wanted) / total);
+        }
+        sum += weight;
+    }
+    (logits.len() - 1, 0.0)
+}
+
+#[test]
+fn next_tokens() {
+    let Some((device, _turn)) = gpu("next_tokens") else { return };
+    let mut n = Numbers(11);
+    // One block a row and a cluster; rows whose ends are not those of their blocks, and blocks without room of their own.
+    for (vocab, spread) in [(7, 1.0), (600, 3.0), (8195, 2.0), (151_936, 3.0), (400_003, 3.0)] {
+        let settings = [
+            (0.0, 0.0, 1.0, 0.0),
+            (1.0, 0.0, 1.0, 0.0),
+            (0.6, 0.0, 0.95, 0.0),
+            (0.7, 5.0, 0.8, 0.0),
+            (1.3, 0.0, 1.0, 0.05),
+        ];
+        let choices: Vec<Choice> = (0..25)
+            .map(|row| {
+                let (temperature, top_k, top_p, min_p) = settings[row % settings.len()];
+                Choice { temperature, top_k, top_p, min_p, uniform: n.uniform(), unused: 0.0 }
+            })
+            .collect();
+        let logits = n.tensor(25, vocab, spread);
+        let (mut tokens, mut log_probs) = (Vec::new(), Vec::new());
+        sample::sample(&mut tokens, &mut log_probs, &logits.to_device(device, Dtype::F32), &choices);
+        let mut near_an_edge = 0;
+        for (row, choice) in choices.iter().enumerate() {
+            let logits = &logits.as_slice()[row * vocab..][..vocab];
+            let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let expected = match choice.temperature {
+                0.0 => logits.iter().position(|x| *x == highest).unwrap_or(0),
+                _ => {
+                    let (token, inside) = chosen(logits, choice);
+                    // Sums of 32-bit floats may put an edge a little elsewhere.
+                    if inside < 1e-5 {
+                        near_an_edge += 1;
+                        continue;
+                    }
+                    token
+                }
+            };
+            assert_eq!(tokens[row] as usize, expected, "row {row} of {vocab}: {choice:?}");
+            let sum: f64 = logits.iter().map(|x| f64::from(x - highest).exp()).sum();
+            let log_prob = f64::from(logits[expected] - highest) - sum.ln();
+            assert!((f64::from(log_probs[row]) - log_prob).abs() < 1e-4, "row {row} of {vocab}: {log_prob}");
+        }
+        assert!(near_an_edge < 20, "{near_an_edge} of 20 rows of {vocab} tell nothing");
     }
 }
 

@@ -251,7 +251,8 @@ impl Cuda {
         let buffer = &mut all[at].buffer;
         if bytes > buffer.bytes() {
             buffer.reserve(bytes);
-            buffer.zero(bytes);
+            // All of it: a later call may ask for a little more than this one.
+            buffer.zero(buffer.bytes());
         }
         buffer.pointer()
     }

@@ -1,8 +1,13 @@
 //! The next token of many rows at once, where the logits are: on a GPU, so that only the tokens travel. On the CPU the
 //! caller has the logits at hand and chooses for itself.
 
-use crate::cuda::Kernel;
+use crate::cuda::{Arg, Kernel};
 use crate::{Dtype, Tensor};
+
+/// Blocks that share a row where they can.
+const MOST_PARTS: usize = 8;
+/// Bytes of a row that a block keeps in shared memory: what every GPU from compute capability 8.0 on has, less a little.
+const MOST_KEPT: usize = 96 << 10;
 
 /// How the token of a row is chosen. Filters apply in the order of the fields; tokens as likely as the last one that a
 /// filter keeps are kept too.
@@ -30,15 +35,21 @@ pub fn sample(tokens: &mut Vec<u32>, log_probs: &mut Vec<f32>, logits: &Tensor, 
     let Some(gpu) = logits.gpu() else { panic!("sample: the logits lie on the CPU") };
     assert!(logits.dtype() == Dtype::F32, "sample: logits must be F32");
     let rows = choices.len();
+    let vocab = logits.cols();
     let found = gpu.scratch("sampled", rows * 8);
-    let args = [
-        found.into(),
-        (found + 4 * rows as u64).into(),
-        logits.pointer().into(),
-        gpu.list(choices).into(),
-        logits.cols().into(),
-    ];
-    gpu.launch(Kernel::plain("sample", "sample"), [rows as u32, 1, 1], [1024, 1], 0, &args);
+    // Few rows would leave most multiprocessors idle: where blocks can form clusters, several share a row.
+    let parts = if gpu.is_hopper() && vocab >= MOST_PARTS * 1024 { MOST_PARTS } else { 1 };
+    let share = vocab.div_ceil(parts);
+    let kept = share * 4 <= MOST_KEPT;
+    let mut args: Vec<Arg> = vec![found.into(), (found + 4 * rows as u64).into(), logits.pointer().into()];
+    args.push(gpu.list(choices).into());
+    args.extend([vocab, parts, share, kept as usize].map(Arg::from));
+    let (kernel, grid) = (Kernel::plain("sample", "sample"), [(rows * parts) as u32, 1, 1]);
+    let shared = if kept { share * 4 } else { 0 };
+    match gpu.is_hopper() {
+        true => gpu.launch_early(kernel, grid, [1024, 1], shared as u32, parts as u32, &[], &args),
+        false => gpu.launch(kernel, grid, [1024, 1], shared as u32, &args),
+    }
     let mut host = vec![0u32; 2 * rows];
     gpu.copy_out(found, bytemuck::cast_slice_mut(&mut host));
     tokens.clear();

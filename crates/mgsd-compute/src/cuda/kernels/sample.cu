@@ -1,10 +1,23 @@
-// The next token of every row of logits, one block of 1024 threads a row. settings: six numbers a row: temperature (0:
-// the likeliest), top_k (0: off), top_p (1: off), min_p (0: off), a uniform random number in 0..1, unused.
-// tokens[row], log_probs[row]: the token, and the logarithm of its probability under the unchanged logits.
+// The next token of every row of logits. settings: six numbers a row: temperature (0: the likeliest), top_k (0: off),
+// top_p (1: off), min_p (0: off), a uniform random number in 0..1, unused. tokens[row], log_probs[row]: the token, and the
+// logarithm of its probability under the unchanged logits.
+//
+// `parts` blocks share a row: block p has its columns p * share.. and, if `kept`, brings them into shared memory once.
+// They are a cluster and tell each other maxima and sums, which are joined in the order of the blocks, so that bits
+// repeat. One block a row where there are no clusters.
+
+#define THREADS 1024
+#define MOST_PARTS 8
 
 struct Best {
     float value;
     int at;
+};
+
+struct Sum {
+    float weight, count;
+    // The weight of the blocks before this one.
+    float before;
 };
 
 __device__ __forceinline__ Best better(Best a, Best b) {
@@ -22,29 +35,70 @@ __device__ Best block_best(Best mine) {
             __syncthreads();
             if (lane == 0) parts[warp] = mine;
             __syncthreads();
-            mine = lane < blockDim.x / 32 ? parts[lane] : Best{-INFINITY, 0x7fffffff};
+            mine = parts[lane];
         }
     }
     return mine;
 }
 
-// For every thread: how many numbers are at least `least`, and what their weights sum to.
-struct Mass {
-    float weight;
-    int count;
-};
-
-__device__ Mass mass_from(const float* x, int n, float least, float highest, float sharpness) {
-    float sums[2] = {0.0f, 0.0f};
-    for (int at = threadIdx.x; at < n; at += blockDim.x) {
-        if (x[at] >= least) {
-            sums[0] += expf((x[at] - highest) * sharpness);
-            sums[1] += 1.0f;
-        }
-    }
-    block_sum(sums);
-    return {sums[0], (int)sums[1]};
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
 }
+
+// What the block with this rank keeps at `mine`.
+template <class Word> __device__ __forceinline__ Word heard(const Word* mine, int rank, int parts) {
+    if (parts == 1) return *mine;
+    u32 words[sizeof(Word) / 4];
+#if __CUDA_ARCH__ >= 900
+    u32 there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"((u32)__cvta_generic_to_shared(mine)), "r"(rank));
+#pragma unroll
+    for (int i = 0; i < sizeof(Word) / 4; i++)
+        asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(words[i]) : "r"(there + 4 * i) : "memory");
+#endif
+    Word word;
+    memcpy(&word, words, sizeof(Word));
+    return word;
+}
+
+// The blocks of a row. Words go to one of two places in turn, so that one barrier is enough: a place is written again
+// only after everyone has left the barrier that follows its reading.
+struct Row {
+    int part, parts, turn;
+
+    template <class Word, class Join> __device__ __forceinline__ Word all(Word mine, Join join) {
+        __shared__ Word told[2], joined[2];
+        turn ^= 1;
+        if (threadIdx.x == 0) told[turn] = mine;
+        if (parts > 1) cluster_sync();
+        if (threadIdx.x == 0) {
+            Word words[MOST_PARTS];
+#pragma unroll
+            for (int rank = 0; rank < MOST_PARTS; rank++)
+                if (rank < parts) words[rank] = heard(told + turn, rank, parts);
+            Word word = words[0];
+#pragma unroll
+            for (int rank = 1; rank < MOST_PARTS; rank++)
+                if (rank < parts) word = join(word, words[rank], rank);
+            joined[turn] = word;
+        }
+        __syncthreads();
+        return joined[turn];
+    }
+
+    __device__ __forceinline__ Best best(Best mine) {
+        return all(mine, [](Best a, Best b, int) { return better(a, b); });
+    }
+
+    __device__ __forceinline__ Sum sum(float weight, float count) {
+        const int own = part;
+        return all(Sum{weight, count, 0.0f}, [own](Sum a, Sum b, int rank) {
+            return Sum{a.weight + b.weight, a.count + b.count, rank == own ? a.weight : a.before};
+        });
+    }
+};
 
 __device__ __forceinline__ u32 ordered(float x) {
     u32 bits = __float_as_uint(x);
@@ -55,82 +109,113 @@ __device__ __forceinline__ float unordered(u32 key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) sample(
-    u32* tokens, float* log_probs, const float* logits, const float* settings, int vocab) {
-    const float* x = logits + (i64)blockIdx.x * vocab;
-    const float* set = settings + blockIdx.x * 6;
-    float temperature = set[0], top_k = set[1], top_p = set[2], min_p = set[3], uniform = set[4];
+extern "C" __global__ void __launch_bounds__(THREADS) sample(
+    u32* tokens, float* log_probs, const float* logits, const float* settings, int vocab, int parts, int share, int kept) {
+    extern __shared__ float room[];
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    const int index = blockIdx.x / parts;
+    Row row = {(int)blockIdx.x % parts, parts, 0};
+    const int begin = row.part * share, count = max(0, min(share, vocab - begin));
+    const float *whole = logits + (i64)index * vocab, *x = whole + begin;
+    if (kept) {
+#pragma unroll 8
+        for (int at = threadIdx.x; at < count; at += THREADS) room[at] = x[at];
+        __syncthreads();
+        x = room;
+    }
+    const float* set = settings + index * 6;
+    const float temperature = set[0], top_k = set[1], top_p = set[2], min_p = set[3], uniform = set[4];
+
     Best best = {-INFINITY, 0x7fffffff};
-    for (int at = threadIdx.x; at < vocab; at += blockDim.x) best = better(best, {x[at], at});
-    best = block_best(best);
+    for (int at = threadIdx.x; at < count; at += THREADS) best = better(best, {x[at], begin + at});
+    best = row.best(block_best(best));
     float total[1] = {0.0f};
-    for (int at = threadIdx.x; at < vocab; at += blockDim.x) total[0] += expf(x[at] - best.value);
+    for (int at = threadIdx.x; at < count; at += THREADS) total[0] += expf(x[at] - best.value);
     block_sum(total);
+    const float mass = row.sum(total[0], 0.0f).weight;
+
     int token = best.at;
     if (temperature > 0.0f) {
-        float sharpness = 1.0f / temperature, least = -INFINITY;
-        if (top_k > 0.0f && top_k < vocab) {
-            // The largest number that at least k reach. Equals of it stay too.
+        const float sharpness = 1.0f / temperature;
+        float least = -INFINITY;
+        const auto weight_of = [&](float x) { return expf((x - best.value) * sharpness); };
+        // How many numbers are at least `from`, and what their weights sum to.
+        const auto mass_from = [&](float from) {
+            float sums[2] = {0.0f, 0.0f};
+            for (int at = threadIdx.x; at < count; at += THREADS) {
+                if (x[at] >= from) {
+                    sums[0] += weight_of(x[at]);
+                    sums[1] += 1.0f;
+                }
+            }
+            block_sum(sums);
+            return row.sum(sums[0], sums[1]);
+        };
+        // The largest number from which on there is enough.
+        const auto search = [&](auto enough) {
             u32 key = 0;
             for (int bit = 31; bit >= 0; bit--) {
-                u32 tried = key | (1u << bit);
-                if (mass_from(x, vocab, unordered(tried), best.value, sharpness).count >= (int)top_k) key = tried;
+                const u32 tried = key | (1u << bit);
+                if (enough(mass_from(unordered(tried)))) key = tried;
             }
-            least = unordered(key);
-        }
+            return unordered(key);
+        };
+        // Equals of the last that is kept stay too.
+        if (top_k > 0.0f && top_k < vocab) least = search([&](Sum sum) { return sum.count >= top_k; });
         if (top_p < 1.0f) {
-            float wanted = top_p * mass_from(x, vocab, least, best.value, sharpness).weight;
-            u32 key = 0;
-            for (int bit = 31; bit >= 0; bit--) {
-                u32 tried = key | (1u << bit);
-                if (mass_from(x, vocab, unordered(tried), best.value, sharpness).weight >= wanted) key = tried;
-            }
-            least = fmaxf(least, unordered(key));
+            const float wanted = top_p * mass_from(least).weight;
+            least = fmaxf(least, search([&](Sum sum) { return sum.weight >= wanted; }));
         }
         if (min_p > 0.0f) least = fmaxf(least, best.value + logf(min_p) * temperature);
+
         // Each thread owns a stretch of the row, so that stretches are in order of the tokens.
-        __shared__ float stretches[1024];
+        __shared__ float stretches[THREADS];
         __shared__ int found;
-        int each = (vocab + blockDim.x - 1) / blockDim.x, first = threadIdx.x * each, last = min(first + each, vocab);
-        // Read together, summed apart: the warp walks through the stretches of its lanes one after another.
+        const int each = (share + THREADS - 1) / THREADS, first = min((int)threadIdx.x * each, count);
+        const int last = min(first + each, count);
         float mine = 0.0f;
-        for (int owner = 0; owner < 32; owner++) {
-            int from = (threadIdx.x / 32 * 32 + owner) * each, to = min(from + each, vocab);
-            float sum = 0.0f;
-            for (int at = from + threadIdx.x % 32; at < to; at += 32)
-                if (x[at] >= least) sum += expf((x[at] - best.value) * sharpness);
-            sum = warp_sum(sum);
-            if (owner == threadIdx.x % 32) mine = sum;
+        for (int at = first; at < last; at++)
+            if (x[at] >= least) mine += weight_of(x[at]);
+        float up_to = mine;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            const float lower = __shfl_up_sync(0xffffffffu, up_to, step);
+            if (threadIdx.x % 32 >= step) up_to += lower;
         }
-        __syncthreads();
-        stretches[threadIdx.x] = mine;
+        stretches[threadIdx.x] = up_to;
         if (threadIdx.x == 0) found = -1;
         __syncthreads();
-        for (int step = 1; step < 1024; step *= 2) {
-            float before = threadIdx.x >= step ? stretches[threadIdx.x - step] : 0.0f;
-            __syncthreads();
-            stretches[threadIdx.x] += before;
-            __syncthreads();
-        }
-        float wanted = uniform * stretches[1023];
-        float before = threadIdx.x > 0 ? stretches[threadIdx.x - 1] : 0.0f;
-        if (mine > 0.0f && before <= wanted && wanted < stretches[threadIdx.x]) {
+        float warps = 0.0f;
+        for (int warp = 0; warp < threadIdx.x / 32; warp++) warps += stretches[warp * 32 + 31];
+        __syncthreads();
+        stretches[threadIdx.x] = warps + up_to;
+        __syncthreads();
+        const Sum sum = row.sum(stretches[THREADS - 1], 0.0f);
+        const float wanted = uniform * sum.weight;
+        const float before = sum.before + (threadIdx.x > 0 ? stretches[threadIdx.x - 1] : 0.0f);
+        if (mine > 0.0f && before <= wanted && wanted < sum.before + stretches[threadIdx.x]) {
             float left = wanted - before;
             int chosen = -1;
             for (int at = first; at < last; at++) {
                 if (x[at] >= least) {
-                    chosen = at;
-                    left -= expf((x[at] - best.value) * sharpness);
+                    chosen = begin + at;
+                    left -= weight_of(x[at]);
                     if (left < 0.0f) break;
                 }
             }
             found = chosen;
         }
         __syncthreads();
-        if (found >= 0) token = found;
+        // Rounding may leave nobody at the very end.
+        const Best chosen = row.best({found >= 0 ? 1.0f : 0.0f, found});
+        if (chosen.value > 0.0f) token = chosen.at;
     }
-    if (threadIdx.x == 0) {
-        tokens[blockIdx.x] = token;
-        log_probs[blockIdx.x] = x[token] - best.value - logf(total[0]);
+    if (row.part == 0 && threadIdx.x == 0) {
+        tokens[index] = token;
+        log_probs[index] = whole[token] - best.value - logf(mass);
     }
+    // Nobody leaves while others may read its words.
+    if (parts > 1) cluster_sync();
 }
