@@ -154,20 +154,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
             return row.sum(sums[0], sums[1]);
         };
         // The largest number from which on there is enough.
-        const auto search = [&](auto enough) {
+        const auto search = [&](float weight, float count) {
             u32 key = 0;
             for (int bit = 31; bit >= 0; bit--) {
                 const u32 tried = key | (1u << bit);
-                if (enough(mass_from(unordered(tried)))) key = tried;
+                const Sum sum = mass_from(unordered(tried));
+                if (sum.weight >= weight && sum.count >= count) key = tried;
             }
             return unordered(key);
         };
         // Equals of the last that is kept stay too.
-        if (top_k > 0.0f && top_k < vocab) least = search([&](Sum sum) { return sum.count >= top_k; });
-        if (top_p < 1.0f) {
-            const float wanted = top_p * mass_from(least).weight;
-            least = fmaxf(least, search([&](Sum sum) { return sum.weight >= wanted; }));
-        }
+        if (top_k > 0.0f && top_k < vocab) least = search(0.0f, top_k);
+        if (top_p < 1.0f) least = fmaxf(least, search(top_p * mass_from(least).weight, 0.0f));
         if (min_p > 0.0f) least = fmaxf(least, best.value + logf(min_p) * temperature);
 
         // Each thread owns a stretch of the row, so that stretches are in order of the tokens.
