@@ -3,8 +3,8 @@
 //
 // Time goes into reading weights, so they stream: one warp asks the copy engine for tiles (HEIGHT rows of weights by 64
 // columns) into a ring in shared memory, the other warps wait for a tile, multiply it by all rows of x and give its
-// place back. The first tiles are asked for before the kernel waits for the one that makes x, and those beyond the ring
-// are called into the second cache, so that memory is busy while one kernel ends and the next begins.
+// place back. The first tiles are asked for before the kernel waits for the one that makes x, so that memory is busy while
+// one kernel ends and the next begins.
 //
 // A block owns TILES tiles by some of their columns. The blocks of a cluster share the columns of the same tiles; their
 // sums are added in the order of their ranks, so that bits repeat. Tiles and x lie in shared memory in rows of 128 bytes
@@ -66,13 +66,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
                 weights_into(ring + s * STAGE_BYTES, full + s * 8);
                 onwards();
             }
-            const int kept_column = column, kept_index = index;
-            for (int s = before; s < min(before + AHEAD, steps); s++) {
-                const Tile tile = tile_at(outputs, group, index);
-                call(tile.set == 0 ? &w0 : tile.set == 1 ? &w1 : &w2, column, tile.first);
-                onwards();
-            }
-            column = kept_column, index = kept_index;
 
             // Everything before this line touches only what no kernel writes.
             asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -8,7 +8,6 @@
 //   SPLIT   blocks of a cluster
 //   TILES   tiles of a block; GATED: even, the first half of `w0`, the second of `w1`
 //   STAGES  tiles in the ring
-//   AHEAD   tiles that are called into the second cache beyond the ring
 //   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ)
 //   NORM    1: RMSNorm in front
 
@@ -123,12 +122,6 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
 __device__ __forceinline__ void copy(u32 to, const Map* map, int column, int row, u32 barrier, word policy) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
                  "[%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
-                 : "memory");
-}
-
-// The same rows into the second cache.
-__device__ __forceinline__ void call(const Map* map, int column, int row) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
                  : "memory");
 }
 

@@ -17,8 +17,6 @@ const MOST_SUMS: usize = 96;
 const MOST_STAGES: usize = 16;
 /// Groups of four warps that multiply in a block, without and with a norm: registers, too, are for two kernels.
 const MOST_WARPGROUPS: [usize; 2] = [2, 3];
-/// Tiles called into the second cache beyond the ring.
-const AHEAD: usize = 4;
 
 /// One product: layers with these numbers of outputs, `width` columns.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +42,6 @@ pub(super) struct Plan {
     /// Tiles of a block.
     tiles: usize,
     stages: usize,
-    ahead: usize,
     gated: bool,
     norm: bool,
     /// Blocks that share the columns of the same tiles: a cluster.
@@ -57,8 +54,8 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn macros(&self) -> [u16; FEW.len()] {
-        let Self { rows, groups, slices, height, split, tiles, stages, ahead, gated, norm, .. } = *self;
-        [rows, groups, slices, height, split, tiles, stages, ahead, gated as usize, norm as usize].map(|x| x as u16)
+        let Self { rows, groups, slices, height, split, tiles, stages, gated, norm, .. } = *self;
+        [rows, groups, slices, height, split, tiles, stages, gated as usize, norm as usize].map(|x| x as u16)
     }
 
     /// Threads of a block: those that multiply, and a warp that copies.
@@ -140,7 +137,6 @@ impl Problem<'_> {
             height,
             tiles,
             stages,
-            ahead: AHEAD,
             gated: self.gated,
             norm: self.norm,
             split,
