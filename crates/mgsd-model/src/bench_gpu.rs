@@ -17,8 +17,10 @@ use crate::generate::{Generator, Request};
 use crate::linear::Adapter;
 use crate::lora::LoraConfig;
 use crate::model::{Activations, Keep, Parts, Qwen3Vl, Recompute};
+use crate::param::Parameter;
 use crate::patches::{Grid, ImagePatches};
 use crate::processor::Prompt;
+use crate::reduction::{self, Owners, Reduction, Told};
 use crate::sampling::Sampling;
 
 /// One figure: name, value, unit.
@@ -135,7 +137,7 @@ struct Work {
     moments: Vec<(Tensor, Tensor, Option<Tensor>)>,
     steps: u64,
     /// Owner of each trained parameter's moments, with several processes that share them out.
-    owners: Vec<usize>,
+    owners: Owners,
 }
 
 /// What the figures are measured with.
@@ -150,6 +152,8 @@ pub struct Setting<'a> {
     pub group: Option<&'a Group>,
     /// Whether they share out the optimiser's state.
     pub shard: bool,
+    /// Whether they add up gradients while the pass back goes on.
+    pub overlap: bool,
     /// What training makes again instead of keeping it; `None`: as usual on a GPU.
     pub recompute: Option<Recompute>,
 }
@@ -159,21 +163,54 @@ impl Setting<'_> {
         self.group.map_or(1, Group::size)
     }
 
-    /// After a step on each process's own batch: all gradients, one update.
-    fn update(&self, work: &mut Work) {
-        let Some(group) = self.group else { return work.update(None) };
+    /// Gradients of all processes: each its own batch, or its last one, by `pass`, and their sum.
+    fn gradients(&self, work: &mut Work, pass: impl FnOnce(&mut Work, Told)) {
+        let Some(group) = self.group else { return pass(work, Told::nobody()) };
         let owners = std::mem::take(&mut work.owners);
-        let grads = work.model.parameters_mut().into_iter().filter_map(|p| p.grad.as_mut());
-        if self.shard {
-            group.reduce(grads.zip(owners.iter().copied()));
-            work.update(Some((&owners, group.rank())));
-            let values = work.model.parameters_mut().into_iter().filter(|p| p.is_trainable()).map(|p| &mut p.value);
-            group.broadcast(values.zip(owners.iter().copied()));
-        } else {
-            group.all_reduce(grads);
-            work.update(None);
-        }
+        let mut start = |piece: &mut [&mut Parameter]| reduction::start(group, piece, self.shard.then_some(&owners));
+        let mut reduction = Reduction::new(&mut start);
+        pass(work, if self.overlap { reduction.last() } else { Told::nobody() });
+        reduction.finish(&mut work.model);
+        group.finish();
         work.owners = owners;
+    }
+
+    /// Adds up gradients that are there already.
+    fn add_up(&self, work: &mut Work) {
+        self.gradients(work, |_, _| {});
+    }
+
+    /// With the sum of all gradients: one update.
+    fn update(&self, work: &mut Work) {
+        let Some(group) = self.group.filter(|_| self.shard) else { return work.update(None) };
+        let owners = std::mem::take(&mut work.owners);
+        work.update(Some((&owners, group.rank())));
+        let values = work.model.parameters_mut().into_iter().filter(|p| p.is_trainable());
+        group.broadcast(values.map(|p| (&mut p.value, owners[&p.name])));
+        work.owners = owners;
+    }
+
+    /// Whole steps, and their parts one after another: tokens a second over all processes, milliseconds.
+    fn steps(&self, work: &mut Work, [name, shape]: [&str; 2], say: &mut dyn FnMut(Figure)) {
+        let &Setting { device, runs, .. } = self;
+        let gradients = median(device, runs, || work.gradients(Told::nobody()));
+        let update = median(device, runs, || self.update(work));
+        let sum = self.group.map(|_| median(device, runs, || self.add_up(work)));
+        let step = median(device, runs, || {
+            self.gradients(work, Work::gradients);
+            self.update(work);
+        });
+        let tokens = (self.processes() * work.batch.tokens()) as f64;
+        say((format!("{name}.{shape}"), tokens / step, "tokens/s"));
+        say((format!("{name}.gradients"), gradients * 1e3, "ms"));
+        if let Some(sum) = sum {
+            say((format!("{name}.sum"), sum * 1e3, "ms"));
+        }
+        say((format!("{name}.update"), update * 1e3, "ms"));
+        if self.group.is_some() {
+            say((format!("{name}.step"), step * 1e3, "ms"));
+        }
+        say((format!("{name}.memory"), used(device), "GiB"));
     }
 }
 
@@ -206,7 +243,7 @@ impl Work {
             stats,
             moments,
             steps: 0,
-            owners: Vec::new(),
+            owners: Owners::new(),
         })
     }
 
@@ -222,7 +259,7 @@ impl Work {
         for parameter in trained {
             let owner = (0..processes).min_by_key(|&rank| loads[rank]).unwrap_or(0);
             loads[owner] += parameter.count();
-            self.owners.push(owner);
+            self.owners.insert(parameter.name.clone(), owner);
             let mine = !setting.shard || setting.group.is_none_or(|group| group.rank() == owner);
             let value = &parameter.value;
             self.moments.push(match mine {
@@ -240,36 +277,35 @@ impl Work {
     }
 
     /// Forward, loss and backward.
-    fn gradients(&mut self) {
+    fn gradients(&mut self, told: Told) {
         self.model.forward(&self.batch, &mut self.acts, Adapter::On, Keep::ForBackward);
         rows::gather(&mut self.hidden, self.acts.hidden(), &self.rows);
         let (head, dhead) = self.model.head_mut();
         let grads = Some(Grads { dhidden: &mut self.d_rows, dhead });
         loss::cross_entropy(&mut self.stats, &self.hidden, head, &self.targets, &self.weights, grads);
-        self.back();
+        self.back(told);
     }
 
-    fn back(&mut self) {
+    fn back(&mut self, told: Told) {
         self.d_all.place(&self.hidden, self.batch.tokens(), self.hidden.cols());
         self.d_all.fill(0.0);
         rows::scatter(&mut self.d_all, &self.d_rows, &self.rows, Write::Set);
-        self.model.backward(&self.batch, &mut self.acts, &self.d_all);
+        self.model.backward_telling(&self.batch, &mut self.acts, &self.d_all, told);
     }
 
     /// AdamW on all trained parameters, or on those that this process owns.
-    fn update(&mut self, owned: Option<(&[usize], usize)>) {
+    fn update(&mut self, owned: Option<(&Owners, usize)>) {
         self.steps += 1;
-        let mine = |index: usize| owned.is_none_or(|(owners, rank)| owners[index] == rank);
-        let grads = self.model.parameters().into_iter().filter_map(|p| p.grad.as_ref()).enumerate();
-        let norm = adamw::sum_of_squares(grads.filter(|(index, _)| mine(*index)).map(|(_, grad)| grad)).sqrt();
+        let mine = |p: &Parameter| owned.is_none_or(|(owners, rank)| owners.get(&p.name) == Some(&rank));
+        let grads = self.model.parameters().into_iter().filter(|p| mine(p)).filter_map(|p| p.grad.as_ref());
+        let norm = adamw::sum_of_squares(grads).sqrt();
         let scale = (1.0 / (norm + 1e-6)).min(1.0) as f32;
         let settings = AdamW { learning_rate: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
         let trained = self.model.parameters_mut().into_iter().filter(|p| p.is_trainable());
         let mut updates: Vec<Update> = trained
             .zip(&mut self.moments)
-            .enumerate()
-            .filter(|(index, _)| mine(*index))
-            .filter_map(|(_, (parameter, (first_moment, second_moment, rest)))| {
+            .filter(|(parameter, _)| mine(parameter))
+            .filter_map(|(parameter, (first_moment, second_moment, rest))| {
                 let (grad, param) = (parameter.grad.as_ref()?, &mut parameter.value);
                 Some(Update { param, rest: rest.as_mut(), grad, first_moment, second_moment })
             })
@@ -314,7 +350,6 @@ fn lora() -> LoraConfig {
 /// Every figure asked for; `what` as in `mgsd bench gpu --what`.
 pub fn run(setting: &Setting, what: &[String], say: &mut dyn FnMut(Figure)) -> Result<()> {
     let &Setting { device, size, runs, .. } = setting;
-    let processes = setting.processes() as f64;
     if device.is_cpu() {
         return Err(Error::Model("bench gpu needs a GPU; use --device cuda".into()));
     }
@@ -337,32 +372,14 @@ pub fn run(setting: &Setting, what: &[String], say: &mut dyn FnMut(Figure)) -> R
                 let prompts = prompts(&model.config, 8, 512, true);
                 let mut work = Work::new(model, &prompts, 256)?;
                 work.train(Parts::LORA, setting);
-                let parts =
-                    [median(device, runs, || work.gradients()), median(device, runs, || setting.update(&mut work))];
-                let seconds = median(device, runs, || {
-                    work.gradients();
-                    setting.update(&mut work);
-                });
-                say((format!("{name}.sft_lora.b8x512"), processes * 8.0 * 512.0 / seconds, "tokens/s"));
-                say((format!("{name}.sft_lora.gradients"), parts[0] * 1e3, "ms"));
-                say((format!("{name}.sft_lora.update"), parts[1] * 1e3, "ms"));
-                say((format!("{name}.sft_lora.memory"), used(device), "GiB"));
+                setting.steps(&mut work, [&format!("{name}.sft_lora"), "b8x512"], say);
             }
             "full" => {
                 let model = Qwen3Vl::init_on(&size.config(), device, Dtype::Bf16, 0);
                 let prompts = prompts(&model.config, 8, 768, true);
                 let mut work = Work::new(model, &prompts, 257)?;
                 work.train(Parts::ALL, setting);
-                let parts =
-                    [median(device, runs, || work.gradients()), median(device, runs, || setting.update(&mut work))];
-                let seconds = median(device, runs, || {
-                    work.gradients();
-                    setting.update(&mut work);
-                });
-                say((format!("{name}.full.b8x768"), processes * 8.0 * 768.0 / seconds, "tokens/s"));
-                say((format!("{name}.full.gradients"), parts[0] * 1e3, "ms"));
-                say((format!("{name}.full.update"), parts[1] * 1e3, "ms"));
-                say((format!("{name}.full.memory"), used(device), "GiB"));
+                setting.steps(&mut work, [&format!("{name}.full"), "b8x768"], say);
             }
             "gen" => generation(device, size, runs, say)?,
             "opcd" => opcd(setting, say)?,
@@ -490,37 +507,41 @@ fn opcd(setting: &Setting, say: &mut dyn FnMut(Figure)) -> Result<()> {
         };
         let rolled = Instant::now();
         let mut scoring = 0.0;
-        for first in (0..BOARDS).step_by(MICRO) {
-            let pack = |work: &mut Work, prompts: &[Arc<Prompt>]| {
-                work.batch.clear();
-                work.rows.clear();
-                work.targets.clear();
-                for (prompt, answer) in prompts.iter().zip(&answers[first..]) {
-                    let start = work.batch.push_with(prompt, &answer.ids)? + prompt.ids.len();
-                    work.rows.extend((0..answer.ids.len()).map(|at| (start + at - 1) as u32));
-                    work.targets.extend(&answer.ids);
-                }
-                Ok::<_, Error>(())
-            };
-            let began = Instant::now();
-            failed = pack(&mut work, &teacher[first..first + MICRO]).err();
-            work.model.forward(&work.batch, &mut work.acts, Adapter::Off, Keep::Nothing);
-            rows::gather(&mut their_hidden, work.acts.hidden(), &work.rows);
-            device.synchronize();
-            scoring += began.elapsed().as_secs_f64();
-            failed = failed.take().or(pack(&mut work, &student[first..first + MICRO]).err());
-            work.model.forward(&work.batch, &mut work.acts, Adapter::On, Keep::ForBackward);
-            rows::gather(&mut work.hidden, work.acts.hidden(), &work.rows);
-            work.weights.clear();
-            work.weights.resize(work.rows.len(), 1.0 / (BOARDS * NEW) as f32);
-            let head = &work.model.head().value;
-            let teacher = Teacher { hidden: &their_hidden, head, top_k: None };
-            let grads = Some(Grads { dhidden: &mut work.d_rows, dhead: None });
-            let (kind, stats) = (Divergence::ReverseKl, &mut work.stats);
-            let (targets, weights) = (&work.targets, &work.weights);
-            loss::distill(stats, &mut their_log_probs, kind, &work.hidden, head, &teacher, targets, weights, grads);
-            work.back();
-        }
+        setting.gradients(&mut work, |work, told| {
+            let mut told = Some(told);
+            for first in (0..BOARDS).step_by(MICRO) {
+                let pack = |work: &mut Work, prompts: &[Arc<Prompt>]| {
+                    work.batch.clear();
+                    work.rows.clear();
+                    work.targets.clear();
+                    for (prompt, answer) in prompts.iter().zip(&answers[first..]) {
+                        let start = work.batch.push_with(prompt, &answer.ids)? + prompt.ids.len();
+                        work.rows.extend((0..answer.ids.len()).map(|at| (start + at - 1) as u32));
+                        work.targets.extend(&answer.ids);
+                    }
+                    Ok::<_, Error>(())
+                };
+                let began = Instant::now();
+                failed = pack(work, &teacher[first..first + MICRO]).err();
+                work.model.forward(&work.batch, &mut work.acts, Adapter::Off, Keep::Nothing);
+                rows::gather(&mut their_hidden, work.acts.hidden(), &work.rows);
+                device.synchronize();
+                scoring += began.elapsed().as_secs_f64();
+                failed = failed.take().or(pack(work, &student[first..first + MICRO]).err());
+                work.model.forward(&work.batch, &mut work.acts, Adapter::On, Keep::ForBackward);
+                rows::gather(&mut work.hidden, work.acts.hidden(), &work.rows);
+                work.weights.clear();
+                work.weights.resize(work.rows.len(), 1.0 / (BOARDS * NEW) as f32);
+                let head = &work.model.head().value;
+                let teacher = Teacher { hidden: &their_hidden, head, top_k: None };
+                let grads = Some(Grads { dhidden: &mut work.d_rows, dhead: None });
+                let (kind, stats) = (Divergence::ReverseKl, &mut work.stats);
+                let (targets, weights) = (&work.targets, &work.weights);
+                loss::distill(stats, &mut their_log_probs, kind, &work.hidden, head, &teacher, targets, weights, grads);
+                let last = told.take_if(|_| first + MICRO >= BOARDS);
+                work.back(last.unwrap_or_else(Told::nobody));
+            }
+        });
         setting.update(&mut work);
         device.synchronize();
         parts = [(rolled - started).as_secs_f64(), scoring, rolled.elapsed().as_secs_f64() - scoring];

@@ -21,6 +21,7 @@ pub mod peft;
 pub mod positions;
 mod prefill;
 pub mod processor;
+pub mod reduction;
 pub mod resize;
 mod rope;
 pub mod sampling;

@@ -10,6 +10,7 @@ use crate::config::{Config, TextConfig, VisionConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::linear::{Adapter, Linear};
 use crate::param::Parameter;
+use crate::reduction::Told;
 pub use crate::text::Recompute;
 use crate::text::{Input, Pass, TextActivations, TextDecoder, TextLayer};
 use crate::trace::Observer;
@@ -258,15 +259,28 @@ impl Qwen3Vl {
     /// [`Activations::hidden`]. Goes no deeper than the lowest trained parameter. Must follow a pass forward over the
     /// same batch with [`Keep::ForBackward`].
     pub fn backward(&mut self, batch: &Batch, acts: &mut Activations, d_hidden: &Tensor) {
+        self.backward_telling(batch, acts, d_hidden, Told::nobody());
+    }
+
+    /// The same, and tells of every trained parameter once, when its gradient is finished. What the output projection's
+    /// use adds to its gradient must be there before.
+    pub fn backward_telling(&mut self, batch: &Batch, acts: &mut Activations, d_hidden: &Tensor, mut told: Told) {
         let Some(adapter) = acts.kept else {
             panic!("backward needs a forward pass with Keep::ForBackward before it");
         };
         let vision = batch.patches() > 0 && self.vision.is_trainable();
         let d_features = vision.then_some(&mut acts.vision.d_features);
-        self.text.backward(&mut acts.text, batch, d_hidden, d_features, adapter);
-        if vision {
-            self.vision.backward(&mut acts.vision, batch, adapter);
+        self.text.backward(&mut acts.text, batch, d_hidden, d_features, adapter, &mut told);
+        match vision {
+            true => self.vision.backward(&mut acts.vision, batch, adapter, &mut told),
+            false => self.vision.tell(&mut told),
         }
+    }
+
+    /// Tells of all trained parameters as [`backward_telling`](Self::backward_telling) does, without a pass.
+    pub(crate) fn tell(&mut self, mut told: Told) {
+        self.text.tell(&mut told);
+        self.vision.tell(&mut told);
     }
 
     /// The output projection, `[vocab, hidden]`; the token embedding when they are tied.

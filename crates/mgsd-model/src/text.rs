@@ -15,6 +15,7 @@ use crate::linear::{Adapter, Linear};
 use crate::model::Keep;
 use crate::param::Parameter;
 use crate::prefill::Copies;
+use crate::reduction::Told;
 use crate::trace::{Observer, Tap};
 use crate::vision::VisionFeatures;
 
@@ -420,6 +421,7 @@ impl TextDecoder {
         d_normed: &Tensor,
         mut d_features: Option<&mut VisionFeatures>,
         adapter: Adapter,
+        told: &mut Told,
     ) {
         let eps = self.config.rms_norm_eps;
         let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter };
@@ -427,6 +429,7 @@ impl TextDecoder {
         let below = d_features.is_some() || self.embeddings.is_trainable();
         let lowest = if below { 0 } else { self.layers.iter().position(TextLayer::is_trainable).unwrap_or(count) };
         if lowest == count && !below && !self.norm.is_trainable() {
+            self.tell_top(told);
             return;
         }
         let d = &mut acts.descent;
@@ -439,6 +442,7 @@ impl TextDecoder {
             eps,
             Write::Set,
         );
+        self.tell_top(told);
         for index in (lowest..count).rev() {
             if let Some(features) = &mut d_features
                 && let Some(feature) = features.deepstack.get_mut(index)
@@ -459,6 +463,7 @@ impl TextDecoder {
                 }
             }
             self.layers[index].backward((a, c), d, x, &common, &layout, below || index > lowest);
+            told.tell(|f| self.layers[index].visit_mut(f));
         }
         if let Some(features) = d_features {
             rows::gather(&mut features.merged, &d.stream, &batch.image_rows);
@@ -473,6 +478,22 @@ impl TextDecoder {
             }
             embedding::backward(grad, &batch.ids, &d.stream, None);
         }
+        told.tell(|f| f(&mut self.embeddings));
+    }
+
+    /// What is finished first. The head's gradient is the losses' work, unless it is the embedding.
+    fn tell_top(&mut self, told: &mut Told) {
+        told.tell(|f| {
+            f(&mut self.norm);
+            self.head.iter_mut().for_each(f);
+        });
+    }
+
+    /// Tells of everything in the order of [`backward`](Self::backward).
+    pub(crate) fn tell(&mut self, told: &mut Told) {
+        self.tell_top(told);
+        self.layers.iter_mut().rev().for_each(|layer| told.tell(|f| layer.visit_mut(f)));
+        told.tell(|f| f(&mut self.embeddings));
     }
 
     /// Calls `f` with every parameter, from the embedding up.

@@ -16,6 +16,7 @@ use crate::batch::Batch;
 use crate::config::VisionConfig;
 use crate::linear::{Adapter, Linear};
 use crate::param::Parameter;
+use crate::reduction::Told;
 use crate::rope::{RopeTable, vision_picks};
 use crate::text::neighbours;
 use crate::trace::{Observer, Tap};
@@ -178,7 +179,7 @@ impl VisionTower {
     }
 
     /// From `acts.d_features` down to the lowest trained parameter.
-    pub(crate) fn backward(&mut self, acts: &mut VisionActivations, batch: &Batch, adapter: Adapter) {
+    pub(crate) fn backward(&mut self, acts: &mut VisionActivations, batch: &Batch, adapter: Adapter, told: &mut Told) {
         let VisionActivations {
             cos,
             sin,
@@ -204,6 +205,7 @@ impl VisionTower {
             (lowest < count).then_some(Write::Set),
             adapter,
         );
+        told.tell(|f| self.merger.visit_mut(f));
         for index in (0..count).rev() {
             let through = index >= lowest;
             for (k, merger) in self.deepstack.iter_mut().enumerate() {
@@ -217,10 +219,12 @@ impl VisionTower {
                         write,
                         adapter,
                     );
+                    told.tell(|f| merger.visit_mut(f));
                 }
             }
             if through {
                 self.blocks[index].backward(&blocks[index], d, qkv, &streams[index], &common, below || index > lowest);
+                told.tell(|f| self.blocks[index].visit_mut(f));
             }
         }
         if let Some(grad) = &mut self.pos_embed.grad {
@@ -229,6 +233,29 @@ impl VisionTower {
         if self.patch_embed.is_trainable() {
             self.patch_embed.backward(None, &d.stream, patches, patch_low, &mut d.low, adapter);
         }
+        self.tell_bottom(told);
+    }
+
+    /// What is finished last.
+    fn tell_bottom(&mut self, told: &mut Told) {
+        told.tell(|f| {
+            self.patch_embed.visit_mut(f);
+            f(&mut self.pos_embed);
+        });
+    }
+
+    /// Tells of everything in the order of [`backward`](Self::backward).
+    pub(crate) fn tell(&mut self, told: &mut Told) {
+        told.tell(|f| self.merger.visit_mut(f));
+        for (index, block) in self.blocks.iter_mut().enumerate().rev() {
+            for (merger, &at) in self.deepstack.iter_mut().zip(&self.config.deepstack_visual_indexes) {
+                if at == index {
+                    told.tell(|f| merger.visit_mut(f));
+                }
+            }
+            told.tell(|f| block.visit_mut(f));
+        }
+        self.tell_bottom(told);
     }
 
     /// Whether any parameter of the tower or its mergers is trained.

@@ -6,6 +6,7 @@ use crate::world::World;
 use mgsd_compute::ops::adamw;
 use mgsd_compute::{Device, Dtype, Tensor};
 use mgsd_model::param::Parameter;
+use mgsd_model::reduction::Owners;
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,12 +77,18 @@ impl OptimiserState {
         Self { settings, moments: moments.collect(), steps: 0, world: world.clone(), owners }
     }
 
-    /// Adds up the gradients of all processes; returns the root of the sum of their squares. Call it once before
-    /// [`step`](Self::step), whose `norm` it is.
-    pub fn gather<'a>(&self, parameters: impl IntoIterator<Item = &'a mut Parameter>) -> f64 {
-        let mut trained: Vec<&mut Parameter> = parameters.into_iter().filter(|p| p.is_trainable()).collect();
-        self.world.add_up(trained.iter_mut().map(|parameter| &mut **parameter), self.owners.as_deref());
-        let mine = trained.iter().zip(&self.moments).filter(|(_, moments)| moments.kept.is_some());
+    /// Which process keeps the moments of each trained parameter, when they are shared out: its gradient is wanted
+    /// there only.
+    pub fn owners(&self) -> Option<Owners> {
+        let owners = self.owners.as_ref()?;
+        Some(self.moments.iter().zip(owners).map(|(moments, &owner)| (moments.name.clone(), owner)).collect())
+    }
+
+    /// The root of the sum of the squares of all gradients, which are those of all processes already. It is the `norm`
+    /// of [`step`](Self::step).
+    pub fn norm<'a>(&self, parameters: impl IntoIterator<Item = &'a Parameter>) -> f64 {
+        let trained = parameters.into_iter().filter(|parameter| parameter.is_trainable());
+        let mine = trained.zip(&self.moments).filter(|(_, moments)| moments.kept.is_some());
         let squares = adamw::sum_of_squares(mine.filter_map(|(parameter, _)| parameter.grad.as_ref()));
         match self.owners {
             None => squares.sqrt(),
@@ -217,9 +224,8 @@ mod tests {
     #[test]
     fn clipping_scales_the_whole_gradient_to_the_limit() {
         let parameters = [parameter("a", &[1.0, 1.0], &[3.0, 0.0]), parameter("b", &[1.0], &[4.0])];
-        let mut parameters = parameters;
         let state = OptimiserState::new(&parameters, Optimiser::default(), &World::alone());
-        let norm = state.gather(&mut parameters);
+        let norm = state.norm(&parameters);
         assert_eq!(norm, 5.0);
         assert!((clip_factor(norm, 1.0) - 0.2).abs() < 1e-6);
         assert_eq!(clip_factor(norm, 0.0), 1.0);

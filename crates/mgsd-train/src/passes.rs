@@ -7,6 +7,7 @@ use mgsd_compute::{Tensor, Write};
 use mgsd_model::config::Config;
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Activations, Keep, Qwen3Vl, Recompute};
+use mgsd_model::reduction::Told;
 
 /// Buffers of the passes; nothing is allocated in them once the largest batch was seen.
 pub(crate) struct Passes {
@@ -56,11 +57,11 @@ impl Passes {
         self.weights = weights;
     }
 
-    /// Spreads `self.d_hidden` over the batch and adds the gradients of the trained parameters.
-    pub(crate) fn backward(&mut self, model: &mut Qwen3Vl, micro: &MicroBatch) {
+    /// Spreads `self.d_hidden` over the batch, adds the gradients of the trained parameters and tells of them.
+    pub(crate) fn backward(&mut self, model: &mut Qwen3Vl, micro: &MicroBatch, told: Told) {
         self.d_all.place(&self.hidden, micro.batch.tokens(), self.hidden.cols());
         self.d_all.fill(0.0);
         rows::scatter(&mut self.d_all, &self.d_hidden, &micro.rows, Write::Set);
-        model.backward(&micro.batch, &mut self.acts, &self.d_all);
+        model.backward_telling(&micro.batch, &mut self.acts, &self.d_all, told);
     }
 }

@@ -9,6 +9,8 @@ use crate::recipe::Recipe;
 use crate::student::Student;
 use crate::{Control, Progress, Summary};
 use mgsd_model::model::Qwen3Vl;
+use mgsd_model::param::Parameter;
+use mgsd_model::reduction::Reduction;
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,8 +33,9 @@ pub(crate) struct Gradients {
 pub(crate) trait Stage {
     /// Begins at `step`; called once, after a checkpoint was restored if there was one.
     fn start(&mut self, step: u64, steps: u64) -> Result<()>;
-    /// Adds the gradients of step `step` (counted from 0) to those of the model, which are zero.
-    fn gradients(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<Gradients>;
+    /// Adds the gradients of step `step` (counted from 0) to those of the model, which are zero, and hands them to
+    /// `reduction`, which is finished afterwards.
+    fn gradients(&mut self, model: &mut Qwen3Vl, step: u64, reduction: &mut Reduction) -> Result<Gradients>;
     /// Called after the weights changed.
     fn updated(&mut self, model: &Qwen3Vl);
     /// Measures on held-out samples.
@@ -144,10 +147,15 @@ impl Session<'_> {
     fn step(&mut self, model: &mut Qwen3Vl, stage: &mut dyn Stage, optimiser: &mut OptimiserState) -> Result<Scalars> {
         let began = Instant::now();
         model.parameters_mut().into_iter().for_each(|parameter| parameter.zero_grad());
-        let gradients = stage.gradients(model, self.done)?;
+        let (world, owners) = (&self.control.world, optimiser.owners());
+        let mut start = |piece: &mut [&mut Parameter]| world.start_adding_up(piece, owners.as_ref());
+        let mut reduction = if world.size() > 1 { Reduction::new(&mut start) } else { Reduction::alone() };
+        let gradients = stage.gradients(model, self.done, &mut reduction)?;
+        assert!(reduction.is_finished(), "a stage must hand on the gradients of each step");
+        world.finish();
         self.check_finite("the loss", gradients.loss, &gradients.samples)?;
         let update = Instant::now();
-        let norm = optimiser.gather(model.parameters_mut());
+        let norm = optimiser.norm(model.parameters());
         self.check_finite("the gradient norm", norm, &gradients.samples)?;
         let rate = self.recipe.optimiser.lr * self.recipe.schedule.factor(self.done, self.steps);
         optimiser.step(model.parameters_mut(), rate, norm);

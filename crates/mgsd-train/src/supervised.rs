@@ -15,6 +15,7 @@ use mgsd_compute::ops::loss::{self, Grads};
 use mgsd_model::config::Config;
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Keep, Qwen3Vl};
+use mgsd_model::reduction::{Reduction, Told};
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -118,17 +119,18 @@ impl<'a> Supervised<'a> {
     }
 }
 
-/// Loss of a micro-batch, `weight` a token; with [`Keep::ForBackward`] also the gradients.
-fn pass(passes: &mut Passes, model: &mut Qwen3Vl, micro: &MicroBatch, weight: f32, keep: Keep) -> f64 {
+/// Loss of a micro-batch, `weight` a token; with somebody to tell of them also the gradients.
+fn pass(passes: &mut Passes, model: &mut Qwen3Vl, micro: &MicroBatch, weight: f32, back: Option<Told>) -> f64 {
+    let keep = if back.is_some() { Keep::ForBackward } else { Keep::Nothing };
     passes.forward(model, micro, Adapter::On, keep);
     let weights = passes.weights(micro.rows.len(), weight);
     let (head, dhead) = model.head_mut();
     let Passes { hidden, d_hidden, stats, .. } = passes;
-    let grads = (keep == Keep::ForBackward).then_some(Grads { dhidden: d_hidden, dhead });
+    let grads = back.is_some().then_some(Grads { dhidden: d_hidden, dhead });
     let sum = loss::cross_entropy(stats, hidden, head, &micro.targets, &weights, grads);
     passes.return_weights(weights);
-    if keep == Keep::ForBackward {
-        passes.backward(model, micro);
+    if let Some(told) = back {
+        passes.backward(model, micro, told);
     }
     sum
 }
@@ -149,16 +151,18 @@ impl Stage for Supervised<'_> {
         Ok(())
     }
 
-    fn gradients(&mut self, model: &mut Qwen3Vl, _step: u64) -> Result<Gradients> {
+    fn gradients(&mut self, model: &mut Qwen3Vl, _step: u64, reduction: &mut Reduction) -> Result<Gradients> {
         let next = self.prefetch.as_mut().and_then(Prefetch::next);
         let data = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
         let [labelled] = self.world.sum([data.labelled as f64]);
         let weight = self.scale / labelled as f32;
         let (mut sum, mut correct) = (0.0, 0);
-        for micro in &data.micro_batches {
-            sum += pass(&mut self.passes, model, micro, weight, Keep::ForBackward);
+        for (micro, left) in data.micro_batches.iter().zip((0..data.micro_batches.len()).rev()) {
+            let told = if left == 0 { reduction.last() } else { Told::nobody() };
+            sum += pass(&mut self.passes, model, micro, weight, Some(told));
             correct += self.passes.stats.correct.iter().filter(|correct| **correct).count();
         }
+        reduction.finish(model);
         data.micro_batches.into_iter().for_each(|micro| self.pool.give(micro));
         let [sum, correct, tokens] = self.world.sum([sum, correct as f64, data.tokens as f64]);
         let mut scalars = Scalars::default();
@@ -175,7 +179,7 @@ impl Stage for Supervised<'_> {
         let weight = 1.0 / labelled as f32;
         let (mut sum, mut correct, mut exact) = (0.0, 0, 0);
         for micro in &data.micro_batches {
-            sum += pass(&mut self.passes, model, micro, weight, Keep::Nothing);
+            sum += pass(&mut self.passes, model, micro, weight, None);
             let right = &self.passes.stats.correct;
             correct += right.iter().filter(|correct| **correct).count();
             // When each token of the answer is the likeliest after the right ones, greedy decoding gives that answer.

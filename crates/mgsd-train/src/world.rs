@@ -9,6 +9,7 @@ use crate::metrics::Scalars;
 use mgsd_compute::cuda::Group;
 use mgsd_compute::{Device, Tensor};
 use mgsd_model::param::Parameter;
+use mgsd_model::reduction::{self, Owners};
 use std::sync::Arc;
 
 /// All processes of a run, as one of them sees them.
@@ -136,13 +137,18 @@ impl World {
         }
     }
 
-    /// The gradient of every trained parameter becomes its sum over all processes; with `owners` only at its owner.
-    pub fn add_up<'a>(&self, parameters: impl IntoIterator<Item = &'a mut Parameter>, owners: Option<&[usize]>) {
-        let Some(group) = &self.group else { return };
-        let grads = parameters.into_iter().filter_map(|parameter| parameter.grad.as_mut());
-        match owners {
-            None => group.all_reduce(grads),
-            Some(owners) => group.reduce(grads.zip(owners.iter().copied())),
+    /// Begins to make the gradients of a piece their sum over all processes; with `owners` each at its owner only.
+    /// Nobody may use them until [`finish`](Self::finish).
+    pub fn start_adding_up(&self, piece: &mut [&mut Parameter], owners: Option<&Owners>) {
+        if let Some(group) = &self.group {
+            reduction::start(group, piece, owners);
+        }
+    }
+
+    /// What is asked of this process's GPU from now on finds the sums.
+    pub fn finish(&self) {
+        if let Some(group) = &self.group {
+            group.finish();
         }
     }
 

@@ -2,19 +2,44 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use cudarc::driver::sys;
 use cudarc::nccl::sys as nccl;
 
 use super::Cuda;
 use crate::{Dtype, Tensor};
 
 /// One process's place among all.
+///
+/// The processes must ask for the same things in the same order, with as many tensors of the same shapes at a time.
 pub struct Group {
     gpu: &'static Cuda,
     communicator: nccl::ncclComm_t,
     rank: usize,
     size: usize,
+    aside: Aside,
+}
+
+/// Where sums of tensors are made beside the GPU's other work.
+struct Aside {
+    stream: sys::CUstream,
+    /// The work that what is started next builds upon.
+    ready: sys::CUevent,
+    /// The last of what was started.
+    done: sys::CUevent,
+    /// Whether something was started that the GPU's other work does not wait for yet.
+    started: AtomicBool,
+}
+
+/// Which work comes before and after a call of NCCL.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// All that was asked for before comes before, all that is asked for later comes after.
+    InTurn,
+    /// All that was asked for before comes before; what comes after is what follows [`Group::finish`].
+    Aside,
 }
 
 // SAFETY: calls are made by one thread at a time, as all work of a GPU.
@@ -51,7 +76,9 @@ impl Group {
         // SAFETY: `communicator` is a place for the result.
         let status = unsafe { nccl::ncclCommInitRank(&mut communicator, size as i32, id, rank as i32) };
         match status {
-            nccl::ncclResult_t::ncclSuccess => Ok(Self { gpu, communicator, rank, size }),
+            nccl::ncclResult_t::ncclSuccess => {
+                Ok(Self { gpu, communicator, rank, size, aside: Aside::open().map_err(|why| format!("GPU: {why}"))? })
+            }
             failed => Err(format!("NCCL cannot join {size} processes as rank {rank}: {failed:?}")),
         }
     }
@@ -66,19 +93,20 @@ impl Group {
         self.size
     }
 
-    /// Every tensor becomes its sum over all processes, the same bits everywhere. All call this with tensors of the same
-    /// shapes in the same order.
-    pub fn all_reduce<'a>(&self, tensors: impl IntoIterator<Item = &'a mut Tensor>) {
-        self.together(tensors, |at, count, kind, stream| {
+    /// Begins to make every tensor its sum over all processes, the same bits everywhere, beside the work that is asked
+    /// for next. Until [`finish`](Self::finish) nobody may use the tensors.
+    pub fn start_all_reduce<'a>(&self, tensors: impl IntoIterator<Item = &'a mut Tensor>) {
+        let tensors = tensors.into_iter().map(|tensor| (tensor, 0));
+        self.together(Order::Aside, tensors, |at, count, kind, _, stream| {
             let sum = nccl::ncclRedOp_t::ncclSum;
             // SAFETY: `at` points to `count` numbers on the device.
             unsafe { nccl::ncclAllReduce(at as *const _, at as *mut _, count, kind, sum, self.communicator, stream) }
         });
     }
 
-    /// Every tensor becomes, at the process that owns it, its sum over all processes; elsewhere its contents are lost.
-    pub fn reduce<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
-        self.together_owned(tensors, |at, count, kind, owner, stream| {
+    /// The same, but every tensor becomes its sum at the process that owns it only; elsewhere its contents are lost.
+    pub fn start_reduce<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
+        self.together(Order::Aside, tensors, |at, count, kind, owner, stream| {
             let sum = nccl::ncclRedOp_t::ncclSum;
             let (from, to) = (at as *const _, at as *mut _);
             // SAFETY: `at` points to `count` numbers on the device.
@@ -86,9 +114,21 @@ impl Group {
         });
     }
 
+    /// What is asked for from now on comes after all that was started.
+    pub fn finish(&self) {
+        if self.aside.started.swap(false, Ordering::Relaxed) {
+            self.gpu.enter();
+            let Aside { stream, done, .. } = self.aside;
+            // SAFETY: stream and event live as long as the group.
+            super::check("cuEventRecord", unsafe { sys::cuEventRecord(done, stream) });
+            // SAFETY: as above; the GPU's streams live as long as the process.
+            super::check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.gpu.stream(), done, 0) });
+        }
+    }
+
     /// Every tensor becomes what it is at the process that owns it.
     pub fn broadcast<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
-        self.together_owned(tensors, |at, count, kind, owner, stream| {
+        self.together(Order::InTurn, tensors, |at, count, kind, owner, stream| {
             // SAFETY: `at` points to `count` numbers on the device.
             unsafe { nccl::ncclBroadcast(at as *const _, at as *mut _, count, kind, owner, self.communicator, stream) }
         });
@@ -96,6 +136,7 @@ impl Group {
 
     /// Sums of numbers on the host over all processes; also makes all wait for each other.
     pub fn sum(&self, numbers: &mut [f64]) {
+        self.finish();
         let bytes = size_of_val(numbers);
         let at = self.gpu.scratch("sums over processes", bytes.max(8));
         self.gpu.copy_in(at, bytemuck::cast_slice(numbers));
@@ -109,23 +150,16 @@ impl Group {
 
     fn together<'a>(
         &self,
-        tensors: impl IntoIterator<Item = &'a mut Tensor>,
-        mut call: impl FnMut(u64, usize, nccl::ncclDataType_t, nccl::cudaStream_t) -> nccl::ncclResult_t,
-    ) {
-        let owned = tensors.into_iter().map(|tensor| (tensor, 0));
-        self.together_owned(owned, |at, count, kind, _, stream| call(at, count, kind, stream));
-    }
-
-    fn together_owned<'a>(
-        &self,
+        order: Order,
         tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>,
         mut call: impl FnMut(u64, usize, nccl::ncclDataType_t, i32, nccl::cudaStream_t) -> nccl::ncclResult_t,
     ) {
         self.gpu.enter();
-        // Zeros that were not written yet are written here, before the group begins.
+        // Zeros that were not written yet are written here, before the group begins and before what it waits for is
+        // noted.
         let all: Vec<(u64, usize, Dtype, usize)> =
             tensors.into_iter().map(|(t, owner)| (t.pointer(), t.len(), t.dtype(), owner)).collect();
-        let stream = self.gpu.stream() as nccl::cudaStream_t;
+        let stream = self.stream(order) as nccl::cudaStream_t;
         // SAFETY: begins a group of calls that ends below.
         check("ncclGroupStart", unsafe { nccl::ncclGroupStart() });
         for (at, count, dtype, owner) in all {
@@ -138,6 +172,42 @@ impl Group {
         // SAFETY: ends the group.
         check("ncclGroupEnd", unsafe { nccl::ncclGroupEnd() });
     }
+
+    /// The stream of calls in this order, which comes after all that was asked for so far. The communicator's own calls
+    /// follow each other whichever stream they go to.
+    fn stream(&self, order: Order) -> sys::CUstream {
+        let main = self.gpu.stream();
+        if order == Order::InTurn {
+            self.finish();
+            return main;
+        }
+        let Aside { stream, ready, .. } = self.aside;
+        // An event may be used again at once: who waits for it waits for what it was when the wait was asked for.
+        // SAFETY: the group's stream and events live as long as the group, the GPU's streams as long as the process.
+        super::check("cuEventRecord", unsafe { sys::cuEventRecord(ready, main) });
+        // SAFETY: as above.
+        super::check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, ready, 0) });
+        self.aside.started.store(true, Ordering::Relaxed);
+        stream
+    }
+}
+
+impl Aside {
+    /// On the GPU that the calling thread has entered.
+    fn open() -> Result<Self, String> {
+        let mut stream = std::ptr::null_mut();
+        let mut events = [std::ptr::null_mut(); 2];
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: `stream` is a place for the result.
+        super::tried("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut stream, flags) })?;
+        for event in &mut events {
+            let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+            // SAFETY: `event` is a place for the result.
+            super::tried("cuEventCreate", unsafe { sys::cuEventCreate(event, flags) })?;
+        }
+        let [ready, done] = events;
+        Ok(Self { stream, ready, done, started: AtomicBool::new(false) })
+    }
 }
 
 impl Drop for Group {
@@ -145,6 +215,13 @@ impl Drop for Group {
         self.gpu.enter();
         // SAFETY: made by ncclCommInitRank, and not used afterwards.
         unsafe { nccl::ncclCommDestroy(self.communicator) };
+        let Aside { stream, ready, done, .. } = self.aside;
+        // SAFETY: made by `Aside::open`, and not used afterwards; the driver keeps them until work under way is done.
+        unsafe {
+            sys::cuEventDestroy_v2(ready);
+            sys::cuEventDestroy_v2(done);
+            sys::cuStreamDestroy_v2(stream);
+        }
     }
 }
 

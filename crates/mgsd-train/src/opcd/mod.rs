@@ -21,6 +21,7 @@ use mgsd_compute::Tensor;
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads};
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Keep, Qwen3Vl};
+use mgsd_model::reduction::{Reduction, Told};
 use mgsd_model::sampling::Sampling;
 use mgsd_model::weights::Array;
 use rollout::{Response, Roller};
@@ -113,6 +114,7 @@ impl Distillation<'_> {
         responses: &[Response],
         weight: f32,
         sums: &mut Sums,
+        told: Told,
     ) -> Result<()> {
         self.student_micro.clear();
         self.teacher_micro.clear();
@@ -126,7 +128,7 @@ impl Distillation<'_> {
         let began = Instant::now();
         self.passes.forward(model, &self.student_micro, Adapter::On, Keep::ForBackward);
         sums.loss += self.loss(model, responses, weight);
-        self.passes.backward(model, &self.student_micro);
+        self.passes.backward(model, &self.student_micro, told);
         sums.update_seconds += began.elapsed().as_secs_f64();
         let stats = &self.passes.stats;
         let gaps = stats.log_prob.iter().zip(&self.teacher_log_probs);
@@ -192,7 +194,7 @@ impl Stage for Distillation<'_> {
         self.replay.as_mut().map_or(Ok(()), |replay| replay.start(step, steps))
     }
 
-    fn gradients(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<Gradients> {
+    fn gradients(&mut self, model: &mut Qwen3Vl, step: u64, reduction: &mut Reduction) -> Result<Gradients> {
         let next = self.prefetch.as_mut().and_then(Prefetch::next);
         let boards = next.unwrap_or_else(|| Err(TrainError::other("training data")("ended before the run")))?;
         let (numbers, boards): (Vec<u64>, Vec<BoardRow>) = boards.into_iter().unzip();
@@ -209,9 +211,16 @@ impl Stage for Distillation<'_> {
         let [tokens] = self.world.sum([tokens as f64]);
         let mut sums = Sums::default();
         let mut through = 0;
+        let weight = (1.0 / tokens) as f32;
         for cut in self.cuts(&boards, &responses) {
-            self.micro_step(model, &boards[cut.clone()], &responses[cut], (1.0 / tokens) as f32, &mut sums)?;
+            // What is replayed adds to the same gradients afterwards.
+            let last = cut.end == boards.len() && self.replay.is_none();
+            let told = if last { reduction.last() } else { Told::nobody() };
+            self.micro_step(model, &boards[cut.clone()], &responses[cut], weight, &mut sums, told)?;
             through += self.student_micro.batch.tokens();
+        }
+        if self.replay.is_none() {
+            reduction.finish(model);
         }
         let mut scalars = Scalars::default();
         let all = [sums.loss, sums.sampled_kl, sums.entropy, through as f64];
@@ -231,7 +240,7 @@ impl Stage for Distillation<'_> {
         let (mut loss, mut through) = (loss, through_all as usize);
         if let Some(replay) = &mut self.replay {
             let began = Instant::now();
-            let extra = replay.gradients(model, step)?;
+            let extra = replay.gradients(model, step, reduction)?;
             scalars.put("replay_loss", extra.loss);
             scalars.put("replay_seconds", began.elapsed().as_secs_f64());
             loss += extra.loss;

@@ -20,6 +20,9 @@ pub struct Args {
     /// With several processes (`mgsd launch`), share out the optimiser's state, for `gpu`.
     #[arg(long)]
     shard: bool,
+    /// With several processes, add up gradients after the pass back instead of during it, for `gpu`.
+    #[arg(long)]
+    no_overlap: bool,
     /// What training makes again instead of keeping it (default: cheap), for `gpu`.
     #[arg(long, value_enum)]
     recompute: Option<Recompute>,
@@ -72,13 +75,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
                 Size::B8 => bench_gpu::Size::B8,
             };
             let mut figures = Vec::new();
-            let (runs, shard) = (args.repeats, args.shard);
+            let (runs, shard, overlap) = (args.repeats, args.shard, !args.no_overlap);
             let recompute = args.recompute.map(|recompute| match recompute {
                 Recompute::Nothing => model::Recompute::Nothing,
                 Recompute::Cheap => model::Recompute::Cheap,
                 Recompute::Layers => model::Recompute::Layers,
             });
-            let setting = bench_gpu::Setting { device, size, runs, group: world.group(), shard, recompute };
+            let setting = bench_gpu::Setting { device, size, runs, group: world.group(), shard, overlap, recompute };
             bench_gpu::run(&setting, &args.what, &mut |figure| {
                 if world.writes() {
                     say(&figure);
