@@ -205,3 +205,69 @@ impl Stage for Supervised<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mgsd_model::model::Parts;
+    use mgsd_model::param::Parameter;
+
+    const RECIPE: &str = r#"
+kind = "sft"
+steps = 2
+[model]
+out = "never-written"
+[data]
+image_size = 64
+[data.tasks.frozenlake]
+levels = [3]
+[[data.mix]]
+kind = "read_image"
+[[data.mix]]
+kind = "plan_text"
+[prompts]
+set = "compact"
+[images]
+min_pixels = 1024
+max_pixels = 4096
+"#;
+
+    /// Tokens of a step of `samples`, and what was taken in it to be added up over processes.
+    fn step(samples: usize, limit: usize) -> (usize, Vec<(String, Vec<f32>)>) {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mgsd-model/tests/data/tiny-qwen3vl");
+        let changes = [format!("model.base={base:?}"), format!("batch.max_tokens_per_micro_batch={limit}")];
+        let recipe = Recipe::parse("test.toml", RECIPE, &changes).unwrap();
+        let mut model = student::load(&recipe, mgsd_compute::Device::Cpu).unwrap().model;
+        model.set_trainable(Parts { text: true, embeddings: true, merger: true, ..Parts::NONE });
+        let source = Arc::new(Source::open(&recipe).unwrap());
+        let mut stage = Supervised::new(&recipe, source, &model, samples, 1.0, &World::alone());
+        stage.start(0, 2).unwrap();
+        let mut taken = Vec::new();
+        let mut take = |piece: &mut [&mut Parameter]| {
+            taken.extend(piece.iter().map(|p| (p.name.clone(), p.grad.as_ref().unwrap().to_vec())));
+        };
+        let mut reduction = Reduction::new(&mut take);
+        let tokens = stage.gradients(&mut model, 0, &mut reduction).unwrap().tokens;
+        assert!(reduction.is_finished());
+        for parameter in model.parameters() {
+            let found = taken.iter().filter(|(name, _)| *name == parameter.name);
+            let found: Vec<Vec<f32>> = found.map(|(_, grad)| grad.clone()).collect();
+            let whole: Vec<Vec<f32>> = parameter.grad.iter().map(|grad| grad.to_vec()).collect();
+            assert_eq!(found, whole, "{}: taken once, with all micro-batches in it, if trained", parameter.name);
+        }
+        (tokens, taken)
+    }
+
+    #[test]
+    fn a_step_hands_on_the_same_gradients_in_the_same_order_with_any_number_of_micro_batches() {
+        let names = |taken: &[(String, Vec<f32>)]| taken.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+        let (none, nothing) = step(0, 256);
+        let (one, whole) = step(4, 1 << 20);
+        // No two sequences fit together.
+        let (many, parts) = step(4, 1);
+        assert!(none == 0 && one > 4 && one == many, "{none} {one} {many}");
+        assert!(names(&nothing).len() > 10 && whole.iter().any(|(_, grad)| grad.iter().any(|v| *v != 0.0)));
+        assert_eq!(names(&whole), names(&nothing));
+        assert_eq!(names(&parts), names(&nothing));
+    }
+}
