@@ -177,7 +177,7 @@ impl Setting<'_> {
 
     /// Adds up gradients that are there already.
     fn add_up(&self, work: &mut Work) {
-        self.gradients(work, |_, _| {});
+        Setting { overlap: false, ..*self }.gradients(work, |_, _| {});
     }
 
     /// With the sum of all gradients: one update.

@@ -26,6 +26,8 @@ struct Moments {
     /// `[rows, cols]` of the parameter.
     shape: [usize; 2],
     device: Device,
+    /// Whether its master has a rest, wherever that is kept.
+    has_rest: bool,
     /// `None` where another process keeps them.
     kept: Option<Kept>,
 }
@@ -72,6 +74,7 @@ impl OptimiserState {
             name: parameter.name.clone(),
             shape: parameter.value.shape(),
             device: parameter.value.device(),
+            has_rest: adamw::has_rest(&parameter.value),
             kept: owners.as_ref().is_none_or(|owners| owners[index] == world.rank()).then(|| kept(parameter)),
         });
         Self { settings, moments: moments.collect(), steps: 0, world: world.clone(), owners }
@@ -139,25 +142,20 @@ impl OptimiserState {
     pub(crate) fn store(&mut self, arrays: &mut BTreeMap<String, Array>) {
         for (index, moments) in self.moments.iter_mut().enumerate() {
             let owner = self.owners.as_ref().map_or(0, |owners| owners[index]);
-            let ([rows, cols], device) = (moments.shape, moments.device);
+            let ([rows, cols], device, has_rest) = (moments.shape, moments.device, moments.has_rest);
             let mut lent = None;
             let kept = match &mut moments.kept {
                 Some(kept) => kept,
                 None => {
                     let zeros = |dtype| Tensor::zeros_on(device, dtype, rows, cols);
-                    let rest = self.owners.is_some().then(|| zeros(Dtype::Bf16));
+                    let rest = has_rest.then(|| zeros(Dtype::Bf16));
                     lent.insert(Kept { first: zeros(Dtype::F32), second: zeros(Dtype::F32), rest })
                 }
             };
             let Kept { first, second, rest } = kept;
             if self.owners.is_some() {
-                // Vectors are 32-bit floats themselves and have no rest anywhere; a lent one of theirs stays unused.
                 self.world.share([(&mut *first, owner), (&mut *second, owner)]);
-                if rows > 1
-                    && let Some(rest) = rest
-                {
-                    self.world.share([(rest, owner)]);
-                }
+                self.world.share(rest.iter_mut().map(|rest| (rest, owner)));
             }
             if !self.world.writes() {
                 continue;

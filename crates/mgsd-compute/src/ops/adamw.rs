@@ -129,10 +129,14 @@ fn f64_of(x: f32) -> f64 {
     if decimal as f32 == x { decimal } else { wide }
 }
 
-/// What a master of 32 bits needs beside `param` ([`step`]), zero at first; `None` where `param` is its own master.
+/// Whether a master of 32 bits needs something beside `param`; else `param` is its own master.
+pub fn has_rest(param: &Tensor) -> bool {
+    param.gpu().is_some() && param.dtype() == Dtype::Bf16
+}
+
+/// What a master of 32 bits needs beside `param` ([`step`]), zero at first, if it [needs](has_rest) that.
 pub fn rest_of(param: &Tensor) -> Option<Tensor> {
-    let needed = param.gpu().is_some() && param.dtype() == Dtype::Bf16;
-    needed.then(|| Tensor::zeros_on(param.device(), Dtype::Bf16, param.rows(), param.cols()))
+    has_rest(param).then(|| Tensor::zeros_on(param.device(), Dtype::Bf16, param.rows(), param.cols()))
 }
 
 /// Sum of the squares of all numbers in f64, for the global norm.
