@@ -188,7 +188,6 @@ __device__ __forceinline__ void attend(
     __shared__ float2 state[WARPS][MOST_HEADS];
     const int row = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // Lists are there before any kernel of a step begins, and so is what earlier steps stored.
-    let_next_start();
     if (!FRESH) wait_for_previous();
     const u32 slot = slots[row];
     const int wanted = lengths[row], length = min(wanted, capacity);
@@ -226,6 +225,8 @@ __device__ __forceinline__ void attend(
         else if (!FRESH) *to = *(const uint4 *)(q + g * HEAD_DIM + piece * 8);
     }
     __syncthreads();
+    // Not earlier: the next kernel's first loads would be in the way of the queries.
+    let_next_start();
     while (fetched < STAGES) fetch(fetched++);
     u32 a[STEPS][4];
 #pragma unroll

@@ -41,7 +41,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 
     if (warp == GROUPS * 4) {
         if (lane == 0) {
@@ -165,6 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
         const int piece = threadIdx.x % 8, place = threadIdx.x / 8, part = place / SIDE;
         barrier_wait(there, 0);
+        let_next_start();
         if (part < PARTS) {
             for (int row = place % SIDE; row < ROWS; row += SIDE) {
                 const u32 to = rows_at + row * 128 + (piece ^ row % 8) * 16;
@@ -192,6 +192,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         cluster_arrive();
         asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
+#else
+        barrier_wait(full, 0);
+        let_next_start();
 #endif
         int slot = 0, last = STAGES - 1;
         u32 parity = 0;
