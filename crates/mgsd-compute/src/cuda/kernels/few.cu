@@ -41,6 +41,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
+    // Here and not when x is there, which was measured: 3.68 against 3.80 ms a decoding step.
+    let_next_start();
 
     if (warp == GROUPS * 4) {
         if (lane == 0) {
@@ -164,7 +166,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
         const int piece = threadIdx.x % 8, place = threadIdx.x / 8, part = place / SIDE;
         barrier_wait(there, 0);
-        let_next_start();
         if (part < PARTS) {
             for (int row = place % SIDE; row < ROWS; row += SIDE) {
                 const u32 to = rows_at + row * 128 + (piece ^ row % 8) * 16;
@@ -192,9 +193,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         cluster_arrive();
         asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
-#else
-        barrier_wait(full, 0);
-        let_next_start();
 #endif
         int slot = 0, last = STAGES - 1;
         u32 parity = 0;

@@ -90,8 +90,7 @@ __device__ __forceinline__ void multiply_together(float (&c)[COLUMNS][4], word w
 #undef FOUR
 }
 
-// Lets the next kernel's blocks start, which wait for this one by themselves. Not before this one's first x is there:
-// their first tiles would be in its way.
+// Lets the next kernel's blocks start, which wait for this one by themselves.
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // The copy engine's description of a matrix.
