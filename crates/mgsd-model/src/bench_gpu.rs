@@ -7,7 +7,6 @@ use std::time::Instant;
 use mgsd_compute::cuda::Group;
 use mgsd_compute::ops::adamw::{self, AdamW, Update};
 use mgsd_compute::ops::loss::{self, Divergence, Grads, Teacher, TokenStats};
-use mgsd_compute::ops::rows;
 use mgsd_compute::{Device, Dtype, Tensor, Write};
 
 use crate::batch::Batch;
@@ -130,9 +129,7 @@ struct Work {
     rows: Vec<u32>,
     targets: Vec<u32>,
     weights: Vec<f32>,
-    hidden: Tensor,
     d_rows: Tensor,
-    d_all: Tensor,
     stats: TokenStats,
     moments: Vec<(Tensor, Tensor, Option<Tensor>)>,
     steps: u64,
@@ -228,23 +225,9 @@ impl Work {
         }
         let weights = vec![1.0 / rows.len() as f32; rows.len()];
         let acts = Activations::new(&model.config);
-        let [hidden, d_rows, d_all] = [(); 3].map(|()| Tensor::empty());
+        let d_rows = Tensor::empty();
         let (stats, moments) = (TokenStats::default(), Vec::new());
-        Ok(Self {
-            model,
-            batch,
-            acts,
-            rows,
-            targets,
-            weights,
-            hidden,
-            d_rows,
-            d_all,
-            stats,
-            moments,
-            steps: 0,
-            owners: Owners::new(),
-        })
+        Ok(Self { model, batch, acts, rows, targets, weights, d_rows, stats, moments, steps: 0, owners: Owners::new() })
     }
 
     fn train(&mut self, parts: Parts, setting: &Setting) {
@@ -271,26 +254,17 @@ impl Work {
 
     /// Log-probabilities of the targets.
     fn score(&mut self) {
-        self.model.forward(&self.batch, &mut self.acts, Adapter::Off, Keep::Nothing);
-        rows::gather(&mut self.hidden, self.acts.hidden(), &self.rows);
-        loss::log_probs(&mut self.stats, &self.hidden, &self.model.head().value, &self.targets);
+        self.model.forward_rows(&self.batch, &self.rows, &mut self.acts, Adapter::Off, Keep::Nothing);
+        loss::log_probs(&mut self.stats, self.acts.hidden(), &self.model.head().value, &self.targets);
     }
 
     /// Forward, loss and backward.
     fn gradients(&mut self, told: Told) {
-        self.model.forward(&self.batch, &mut self.acts, Adapter::On, Keep::ForBackward);
-        rows::gather(&mut self.hidden, self.acts.hidden(), &self.rows);
+        self.model.forward_rows(&self.batch, &self.rows, &mut self.acts, Adapter::On, Keep::ForBackward);
         let (head, dhead) = self.model.head_mut();
         let grads = Some(Grads { dhidden: &mut self.d_rows, dhead });
-        loss::cross_entropy(&mut self.stats, &self.hidden, head, &self.targets, &self.weights, grads);
-        self.back(told);
-    }
-
-    fn back(&mut self, told: Told) {
-        self.d_all.place(&self.hidden, self.batch.tokens(), self.hidden.cols());
-        self.d_all.fill(0.0);
-        rows::scatter(&mut self.d_all, &self.d_rows, &self.rows, Write::Set);
-        self.model.backward_telling(&self.batch, &mut self.acts, &self.d_all, told);
+        loss::cross_entropy(&mut self.stats, self.acts.hidden(), head, &self.targets, &self.weights, grads);
+        self.model.backward_telling(&self.batch, &mut self.acts, &self.d_rows, told);
     }
 
     /// AdamW on all trained parameters, or on those that this process owns.
@@ -523,13 +497,12 @@ fn opcd(setting: &Setting, say: &mut dyn FnMut(Figure)) -> Result<()> {
                 };
                 let began = Instant::now();
                 failed = pack(work, &teacher[first..first + MICRO]).err();
-                work.model.forward(&work.batch, &mut work.acts, Adapter::Off, Keep::Nothing);
-                rows::gather(&mut their_hidden, work.acts.hidden(), &work.rows);
+                work.model.forward_rows(&work.batch, &work.rows, &mut work.acts, Adapter::Off, Keep::Nothing);
+                work.acts.swap_hidden(&mut their_hidden);
                 device.synchronize();
                 scoring += began.elapsed().as_secs_f64();
                 failed = failed.take().or(pack(work, &student[first..first + MICRO]).err());
-                work.model.forward(&work.batch, &mut work.acts, Adapter::On, Keep::ForBackward);
-                rows::gather(&mut work.hidden, work.acts.hidden(), &work.rows);
+                work.model.forward_rows(&work.batch, &work.rows, &mut work.acts, Adapter::On, Keep::ForBackward);
                 work.weights.clear();
                 work.weights.resize(work.rows.len(), 1.0 / (BOARDS * NEW) as f32);
                 let head = &work.model.head().value;
@@ -537,9 +510,10 @@ fn opcd(setting: &Setting, say: &mut dyn FnMut(Figure)) -> Result<()> {
                 let grads = Some(Grads { dhidden: &mut work.d_rows, dhead: None });
                 let (kind, stats) = (Divergence::ReverseKl, &mut work.stats);
                 let (targets, weights) = (&work.targets, &work.weights);
-                loss::distill(stats, &mut their_log_probs, kind, &work.hidden, head, &teacher, targets, weights, grads);
-                let last = told.take_if(|_| first + MICRO >= BOARDS);
-                work.back(last.unwrap_or_else(Told::nobody));
+                let hidden = work.acts.hidden();
+                loss::distill(stats, &mut their_log_probs, kind, hidden, head, &teacher, targets, weights, grads);
+                let told = told.take_if(|_| first + MICRO >= BOARDS).unwrap_or_else(Told::nobody);
+                work.model.backward_telling(&work.batch, &mut work.acts, &work.d_rows, told);
             }
         });
         setting.update(&mut work);

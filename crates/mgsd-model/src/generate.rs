@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use mgsd_compute::Tensor;
 use mgsd_compute::ops::attention::KvCache;
-use mgsd_compute::ops::{loss, rows, sample};
+use mgsd_compute::ops::{loss, sample};
 use rayon::prelude::*;
 
 use crate::config::Config;
@@ -111,7 +111,6 @@ pub struct Generator {
     prefill: Prefill,
     prefilled: u64,
     acts: Activations,
-    hidden: Tensor,
     logits: Tensor,
     entering: Vec<Token>,
     decoder: Decoder,
@@ -181,7 +180,6 @@ impl Generator {
             prefill: Prefill::new(config),
             prefilled: 0,
             acts: Activations::new(config),
-            hidden: Tensor::empty(),
             logits: Tensor::empty(),
             entering: Vec::with_capacity(slots),
             decoder: Decoder::new(config, slots),
@@ -339,10 +337,9 @@ impl Generator {
             });
         }
         let (batch, pass) = self.prefill.pass(&mut self.caches);
-        model.run(batch, &mut self.acts, pass, adapter, Keep::Nothing, None);
+        model.run(batch, &mut self.acts, pass, Some(self.prefill.last_rows()), adapter, Keep::Nothing, None);
         self.prefilled += self.prefill.tokens() as u64;
-        rows::gather(&mut self.hidden, self.acts.hidden(), self.prefill.last_rows());
-        loss::logits(&mut self.logits, &self.hidden, &model.head().value);
+        loss::logits(&mut self.logits, self.acts.hidden(), &model.head().value);
         self.chooser.choose(&mut self.active[first..], &self.logits, self.capacity);
         self.tell(first, on_token);
         Ok(())

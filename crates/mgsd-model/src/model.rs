@@ -92,9 +92,14 @@ impl Activations {
         self.text.chosen = Some(recompute);
     }
 
-    /// The states after the final norm, `[tokens, hidden]`: what the output projection reads.
+    /// The states after the final norm, `[tokens or rows asked for, hidden]`: what the output projection reads.
     pub fn hidden(&self) -> &Tensor {
         &self.text.normed
+    }
+
+    /// The states go to `out`, whose memory the next pass uses.
+    pub fn swap_hidden(&mut self, out: &mut Tensor) {
+        std::mem::swap(&mut self.text.normed, out);
     }
 }
 
@@ -219,19 +224,28 @@ impl Qwen3Vl {
 
     /// The final-normed states of all tokens, in [`Activations::hidden`].
     pub fn forward(&self, batch: &Batch, acts: &mut Activations, adapter: Adapter, keep: Keep) {
-        self.run(batch, acts, Pass::Packed { bounds: &batch.bounds }, adapter, keep, None);
+        self.run(batch, acts, Pass::Packed { bounds: &batch.bounds }, None, adapter, keep, None);
+    }
+
+    /// The same of some rows alone, for which the last layer does less. A pass back wants them distinct, and takes the
+    /// gradients of these states.
+    pub fn forward_rows(&self, batch: &Batch, rows: &[u32], acts: &mut Activations, adapter: Adapter, keep: Keep) {
+        self.run(batch, acts, Pass::Packed { bounds: &batch.bounds }, Some(rows), adapter, keep, None);
     }
 
     /// A pass forward that shows every intermediate tensor to `observer`.
     pub fn forward_observed(&self, batch: &Batch, acts: &mut Activations, adapter: Adapter, observer: Observer<'_>) {
-        self.run(batch, acts, Pass::Packed { bounds: &batch.bounds }, adapter, Keep::Nothing, Some(observer));
+        let pass = Pass::Packed { bounds: &batch.bounds };
+        self.run(batch, acts, pass, None, adapter, Keep::Nothing, Some(observer));
     }
 
+    #[allow(clippy::too_many_arguments)] // What there is to choose of a pass.
     pub(crate) fn run(
         &self,
         batch: &Batch,
         acts: &mut Activations,
         pass: Pass,
+        rows: Option<&[u32]>,
         adapter: Adapter,
         keep: Keep,
         mut observer: Option<Observer<'_>>,
@@ -243,14 +257,14 @@ impl Qwen3Vl {
             self.vision.forward(&mut acts.vision, batch, adapter, keep, observer);
             (batch.image_rows.as_slice(), &acts.vision.features)
         });
-        let input = Input { ids: &batch.ids, positions: &batch.positions, features, prepared: false };
+        let input = Input { ids: &batch.ids, positions: &batch.positions, features, rows, prepared: false };
         self.text.forward(&mut acts.text, input, pass, adapter, keep, observer);
         acts.kept = keep_all.then_some(adapter);
     }
 
     /// A pass of new tokens for [`Decoder`](crate::decode::Decoder), whose rotary tables are filled already.
     pub(crate) fn decode(&self, batch: &Batch, acts: &mut Activations, pass: Pass, adapter: Adapter) {
-        let input = Input { ids: &batch.ids, positions: &batch.positions, features: None, prepared: true };
+        let input = Input { ids: &batch.ids, positions: &batch.positions, features: None, rows: None, prepared: true };
         self.text.forward(&mut acts.text, input, pass, adapter, Keep::Nothing, None);
         acts.kept = None;
     }

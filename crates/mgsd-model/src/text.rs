@@ -22,7 +22,7 @@ use crate::vision::VisionFeatures;
 mod activations;
 
 pub use activations::Recompute;
-use activations::{CheapActivations, Descent, LayerActivations, places};
+use activations::{CheapActivations, Cut, Descent, LayerActivations, places};
 pub(crate) use activations::{TextActivations, neighbours};
 
 /// One decoder layer.
@@ -89,6 +89,8 @@ pub(crate) struct Input<'a> {
     pub positions: &'a [[u32; 3]],
     /// Rows that image features replace, and the features.
     pub features: Option<(&'a [u32], &'a VisionFeatures)>,
+    /// Rows whose result is wanted; `None`: all.
+    pub rows: Option<&'a [u32]>,
     /// Whether [`TextActivations::turn`] was called for these positions already.
     pub prepared: bool,
 }
@@ -134,17 +136,20 @@ impl TextLayer {
         HeadNorm { q_weight, k_weight, cos: common.cos, sin: common.sin, eps: common.eps }
     }
 
-    /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`.
+    /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`. With
+    /// a `cut`, of its rows alone.
     fn finish(
         &self,
         a: &mut LayerActivations,
         c: &mut CheapActivations,
         x: &Tensor,
+        cut: Option<&Cut>,
         out: &mut Tensor,
         common: &Common,
     ) {
         let Common { eps, adapter, .. } = *common;
-        self.o.forward_onto(&mut a.mid, x, &a.attended, &mut a.low[3], adapter);
+        let (x, attended) = cut.map_or((x, &a.attended), |cut| (&cut.x, &cut.attended));
+        self.o.forward_onto(&mut a.mid, x, attended, &mut a.low[3], adapter);
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
         let [.., low_gate, low_up, _] = &mut a.low;
         self.gate.forward(&mut a.gate, &c.mlp_in, low_gate, Write::Set, adapter);
@@ -162,13 +167,15 @@ impl TextLayer {
         swiglu::forward(&mut c.gated, &a.gate, &a.up);
     }
 
-    /// `d.stream` holds the gradient of the layer's output and receives that of its input, unless `through` is false
-    /// (nothing below is trained), when it is left incomplete.
+    /// `d.stream` holds the gradient of the layer's output (with a `cut`, of its rows) and receives that of its input,
+    /// unless `through` is false (nothing below is trained), when it is left incomplete.
+    #[allow(clippy::too_many_arguments)]
     fn backward(
         &mut self,
         (a, c): (&LayerActivations, &CheapActivations),
         d: &mut Descent,
         x: &Tensor,
+        cut: Option<&Cut>,
         common: &Common,
         layout: &Layout,
         through: bool,
@@ -200,7 +207,19 @@ impl TextLayer {
         if !attention_trained {
             return;
         }
-        self.o.backward(Some((&mut d.attended, Write::Set)), &d.stream, &a.attended, &a.low[3], &mut d.low, adapter);
+        match cut {
+            None => {
+                let into = Some((&mut d.attended, Write::Set));
+                self.o.backward(into, &d.stream, &a.attended, &a.low[3], &mut d.low, adapter);
+            }
+            Some(cut) => {
+                let into = Some((&mut d.few, Write::Set));
+                self.o.backward(into, &d.stream, &cut.attended, &a.low[3], &mut d.low, adapter);
+                cut.spread(&mut d.attended, &d.few, x.rows());
+                std::mem::swap(&mut d.few, &mut d.stream);
+                cut.spread(&mut d.stream, &d.few, x.rows());
+            }
+        }
         attention::backward(
             &mut d.q,
             &mut d.k,
@@ -322,7 +341,10 @@ impl TextDecoder {
         if !input.prepared {
             acts.turn(device, input.positions);
         }
-        let TextActivations { cos, sin, streams, layers, cheap, normed, few: scratch, copied, .. } = acts;
+        let TextActivations { cos, sin, streams, layers, cheap, normed, cut, few: scratch, copied, .. } = acts;
+        // DeepStack adds to the outputs of the first layers.
+        let deep = input.features.map_or(0, |(_, features)| features.deepstack.len());
+        cut.begin(input.rows, deep < self.layers.len());
         embedding::forward(&mut streams[0], input.ids, &self.embeddings.value);
         if let Some((rows, features)) = input.features {
             rows::scatter(&mut streams[0], &features.merged, rows, Write::Set);
@@ -350,9 +372,14 @@ impl TextDecoder {
                 rms_norm::forward(&mut normed, &a.k_raw, &layer.k_norm.value, common.eps);
                 observe(Tap::KeyNorm(index), &normed);
             }
-            match few {
-                true => layer.finish_few(a, c, x, out, scratch, &common),
-                false => layer.finish(a, c, x, out, &common),
+            if few {
+                layer.finish_few(a, c, x, out, scratch, &common);
+            } else {
+                let here = cut.is_in(index, self.layers.len());
+                if here {
+                    cut.take(x, Some(&a.attended));
+                }
+                layer.finish(a, c, x, here.then_some(&*cut), out, &common);
             }
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
@@ -365,7 +392,11 @@ impl TextDecoder {
                 rows::scatter(out, feature, rows, Write::Add);
             }
         }
-        let top = &streams[if keep { self.layers.len() } else { self.layers.len() % 2 }];
+        let mut top = &streams[if keep { self.layers.len() } else { self.layers.len() % 2 }];
+        if cut.rows.is_some() && !cut.in_layer {
+            cut.take(top, None);
+            top = &cut.x;
+        }
         rms_norm::forward(normed, top, &self.norm.value, common.eps);
         if let Some(observe) = &mut observer {
             observe(Tap::BeforeFinalNorm, top);
@@ -432,16 +463,16 @@ impl TextDecoder {
             self.tell_top(told);
             return;
         }
-        let d = &mut acts.descent;
-        rms_norm::backward(
-            &mut d.stream,
-            self.norm.grad.as_mut(),
-            d_normed,
-            &acts.streams[count],
-            &self.norm.value,
-            eps,
-            Write::Set,
-        );
+        let (d, cut, tokens) = (&mut acts.descent, &acts.cut, batch.tokens());
+        let over = cut.rows.is_some() && !cut.in_layer;
+        let (into, top) = match over {
+            true => (&mut d.few, &cut.x),
+            false => (&mut d.stream, &acts.streams[count]),
+        };
+        rms_norm::backward(into, self.norm.grad.as_mut(), d_normed, top, &self.norm.value, eps, Write::Set);
+        if over {
+            cut.spread(&mut d.stream, &d.few, tokens);
+        }
         self.tell_top(told);
         for index in (lowest..count).rev() {
             if let Some(features) = &mut d_features
@@ -452,6 +483,7 @@ impl TextDecoder {
             let layout = self.layout(&batch.bounds);
             let (a, c) = places(&mut acts.layers, &mut acts.cheap, index, true);
             let x = &acts.streams[index];
+            let cut = cut.is_in(index, count).then_some(cut);
             match acts.recompute {
                 Recompute::Nothing => {}
                 Recompute::Cheap => self.layers[index].remake(a, c, x, &common),
@@ -459,10 +491,10 @@ impl TextDecoder {
                     self.layers[index].project(a, c, x, &common);
                     let mut pass = Pass::Packed { bounds: &batch.bounds };
                     self.attend((a, c), index, &mut pass, &common, &mut acts.copied);
-                    self.layers[index].finish(a, c, x, &mut d.again, &common);
+                    self.layers[index].finish(a, c, x, cut, &mut d.again, &common);
                 }
             }
-            self.layers[index].backward((a, c), d, x, &common, &layout, below || index > lowest);
+            self.layers[index].backward((a, c), d, x, cut, &common, &layout, below || index > lowest);
             told.tell(|f| self.layers[index].visit_mut(f));
         }
         if let Some(features) = d_features {

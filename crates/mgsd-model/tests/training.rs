@@ -8,8 +8,7 @@ use std::path::Path;
 use common::*;
 use mgsd_compute::ops::adamw::{self, AdamW};
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads, Teacher, TokenStats};
-use mgsd_compute::ops::rows as row_ops;
-use mgsd_compute::{Dtype, Tensor, Write};
+use mgsd_compute::{Dtype, Tensor};
 use mgsd_model::batch::Batch;
 use mgsd_model::linear::Adapter;
 use mgsd_model::lora::LoraConfig;
@@ -47,41 +46,26 @@ fn supervised(model: &Qwen3Vl, stored: &Arrays) -> Supervised {
 /// Buffers of a step, and the step.
 struct Pass {
     acts: Activations,
-    hidden: Tensor,
     d_rows: Tensor,
-    d_hidden: Tensor,
     stats: TokenStats,
 }
 
 impl Pass {
     fn new(model: &Qwen3Vl) -> Self {
-        Self {
-            acts: Activations::new(&model.config),
-            hidden: Tensor::empty(),
-            d_rows: Tensor::empty(),
-            d_hidden: Tensor::empty(),
-            stats: TokenStats::default(),
-        }
+        Self { acts: Activations::new(&model.config), d_rows: Tensor::empty(), stats: TokenStats::default() }
     }
 
     /// Mean cross-entropy and its gradients.
     fn run(&mut self, model: &mut Qwen3Vl, data: &Supervised, adapter: Adapter) -> f64 {
         model.zero_grad();
-        model.forward(&data.batch, &mut self.acts, adapter, Keep::ForBackward);
-        row_ops::gather(&mut self.hidden, self.acts.hidden(), &data.index);
+        model.forward_rows(&data.batch, &data.index, &mut self.acts, adapter, Keep::ForBackward);
         let weights = vec![1.0 / data.targets.len() as f32; data.targets.len()];
         let (head, dhead) = model.head_mut();
         let grads = Grads { dhidden: &mut self.d_rows, dhead };
-        let loss = loss::cross_entropy(&mut self.stats, &self.hidden, head, &data.targets, &weights, Some(grads));
-        self.back(model, &data.batch, &data.index);
+        let (stats, hidden) = (&mut self.stats, self.acts.hidden());
+        let loss = loss::cross_entropy(stats, hidden, head, &data.targets, &weights, Some(grads));
+        model.backward(&data.batch, &mut self.acts, &self.d_rows);
         loss
-    }
-
-    fn back(&mut self, model: &mut Qwen3Vl, batch: &Batch, index: &[u32]) {
-        self.d_hidden.place(&self.d_rows, batch.tokens(), self.d_rows.cols());
-        self.d_hidden.fill(0.0);
-        row_ops::scatter(&mut self.d_hidden, &self.d_rows, index, Write::Set);
-        model.backward(batch, &mut self.acts, &self.d_hidden);
     }
 }
 
@@ -404,8 +388,8 @@ fn distillation_losses_and_gradients_agree_with_pytorch() {
         let mut pass = Pass::new(&model);
 
         let mut teacher_hidden = Tensor::empty();
-        model.forward(&data.teacher, &mut pass.acts, Adapter::Off, Keep::Nothing);
-        row_ops::gather(&mut teacher_hidden, pass.acts.hidden(), &data.teacher_index);
+        model.forward_rows(&data.teacher, &data.teacher_index, &mut pass.acts, Adapter::Off, Keep::Nothing);
+        pass.acts.swap_hidden(&mut teacher_hidden);
         let teacher_head = tensor(&model.head().value.to_vec(), model.head().value.cols());
         let teacher = Teacher { hidden: &teacher_hidden, head: &teacher_head, top_k: None };
         loss::log_probs(&mut pass.stats, &teacher_hidden, &teacher_head, &data.targets);
@@ -415,11 +399,10 @@ fn distillation_losses_and_gradients_agree_with_pytorch() {
         let clip = Clip { low: 0.2, high: 0.3, dual: 3.0 };
         for (number, name) in ["pg_clipped", "pg_onpolicy", "reverse_kl", "forward_kl", "jsd"].into_iter().enumerate() {
             model.zero_grad();
-            model.forward(&data.student, &mut pass.acts, Adapter::On, Keep::ForBackward);
-            row_ops::gather(&mut pass.hidden, pass.acts.hidden(), &data.student_index);
+            model.forward_rows(&data.student, &data.student_index, &mut pass.acts, Adapter::On, Keep::ForBackward);
             let (head, dhead) = model.head_mut();
             let grads = Some(Grads { dhidden: &mut pass.d_rows, dhead });
-            let (stats, hidden, targets) = (&mut pass.stats, &pass.hidden, &data.targets);
+            let (stats, hidden, targets) = (&mut pass.stats, pass.acts.hidden(), &data.targets);
             let divergence = |kind, part: &str, absolute: f32, stats: &mut TokenStats, grads| {
                 let mut teacher_log_prob = Vec::new();
                 let loss =
@@ -447,7 +430,7 @@ fn distillation_losses_and_gradients_agree_with_pytorch() {
             assert_near("student_entropy", &stats.entropy, &at("student_entropy"), 1e-4);
             let expected = f64::from(floats(&stored, "losses")[number]);
             assert!((loss - expected).abs() < 2e-5, "{name}: {loss}, expected {expected}");
-            pass.back(&mut model, &data.student, &data.student_index);
+            model.backward(&data.student, &mut pass.acts, &pass.d_rows);
             assert!(compare_grads(&model, &expected_grads, &format!("{name}.")) >= 14, "{name}");
         }
     }

@@ -1,9 +1,8 @@
 //! Forward and backward passes over a micro-batch, with tensors kept from step to step.
 
 use crate::packing::MicroBatch;
+use mgsd_compute::Tensor;
 use mgsd_compute::ops::loss::TokenStats;
-use mgsd_compute::ops::rows;
-use mgsd_compute::{Tensor, Write};
 use mgsd_model::config::Config;
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Activations, Keep, Qwen3Vl, Recompute};
@@ -16,7 +15,6 @@ pub(crate) struct Passes {
     pub(crate) hidden: Tensor,
     /// Gradient of `hidden`, to be filled before [`backward`](Self::backward).
     pub(crate) d_hidden: Tensor,
-    d_all: Tensor,
     weights: Vec<f32>,
     /// Per predicted token, filled by the losses.
     pub(crate) stats: TokenStats,
@@ -32,16 +30,15 @@ impl Passes {
             acts,
             hidden: Tensor::empty(),
             d_hidden: Tensor::empty(),
-            d_all: Tensor::empty(),
             weights: Vec::new(),
             stats: TokenStats::default(),
         }
     }
 
-    /// Runs the model and gathers the states that predict the targets into `self.hidden`.
+    /// Runs the model; the states that predict the targets are in `self.hidden`.
     pub(crate) fn forward(&mut self, model: &Qwen3Vl, micro: &MicroBatch, adapter: Adapter, keep: Keep) {
-        model.forward(&micro.batch, &mut self.acts, adapter, keep);
-        rows::gather(&mut self.hidden, self.acts.hidden(), &micro.rows);
+        model.forward_rows(&micro.batch, &micro.rows, &mut self.acts, adapter, keep);
+        self.acts.swap_hidden(&mut self.hidden);
     }
 
     /// The same weight for every predicted token of the micro-batch.
@@ -57,11 +54,8 @@ impl Passes {
         self.weights = weights;
     }
 
-    /// Spreads `self.d_hidden` over the batch, adds the gradients of the trained parameters and tells of them.
+    /// From `self.d_hidden`: adds the gradients of the trained parameters and tells of them.
     pub(crate) fn backward(&mut self, model: &mut Qwen3Vl, micro: &MicroBatch, told: Told) {
-        self.d_all.place(&self.hidden, micro.batch.tokens(), self.hidden.cols());
-        self.d_all.fill(0.0);
-        rows::scatter(&mut self.d_all, &self.d_hidden, &micro.rows, Write::Set);
-        model.backward_telling(&micro.batch, &mut self.acts, &self.d_all, told);
+        model.backward_telling(&micro.batch, &mut self.acts, &self.d_hidden, told);
     }
 }

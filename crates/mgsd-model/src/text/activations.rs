@@ -1,7 +1,8 @@
 //! The decoder's buffers, and what of them is kept for a pass back.
 
 use mgsd_compute::ops::linear::few;
-use mgsd_compute::{Device, Tensor};
+use mgsd_compute::ops::rows;
+use mgsd_compute::{Device, Tensor, Write};
 
 use crate::config::TextConfig;
 use crate::rope::{RopeTable, text_picks};
@@ -66,8 +67,59 @@ pub(super) struct Descent {
     pub(super) gated: Tensor,
     pub(super) low: Tensor,
     pub(super) nothing: Tensor,
+    /// Of the rows that are wanted alone.
+    pub(super) few: Tensor,
     /// Output of a layer that runs again; nobody reads it.
     pub(super) again: Tensor,
+}
+
+/// Where only the rows that are wanted go on: not to be computed are the feed-forward of the last layer and what follows.
+#[derive(Default)]
+pub(super) struct Cut {
+    /// `None`: all rows are wanted.
+    pub(super) rows: Option<Vec<u32>>,
+    /// Whether the last layer's feed-forward is cut; else only the final norm is, since DeepStack adds to the layer's output.
+    pub(super) in_layer: bool,
+    /// These rows of the layer's input; if only the final norm is cut, of the layer's output.
+    pub(super) x: Tensor,
+    /// These rows of what attention gave.
+    pub(super) attended: Tensor,
+}
+
+impl Cut {
+    /// `within`: the last layer's feed-forward may be cut.
+    pub(super) fn begin(&mut self, rows: Option<&[u32]>, within: bool) {
+        self.in_layer = within && rows.is_some_and(|rows| !rows.is_empty());
+        match rows {
+            None => self.rows = None,
+            Some(rows) => {
+                let own = self.rows.get_or_insert_default();
+                own.clear();
+                own.extend_from_slice(rows);
+            }
+        }
+    }
+
+    /// Whether it cuts layer `index` of `count`.
+    pub(super) fn is_in(&self, index: usize, count: usize) -> bool {
+        self.in_layer && index + 1 == count
+    }
+
+    /// Takes the rows of a stream and of what attention gave.
+    pub(super) fn take(&mut self, x: &Tensor, attended: Option<&Tensor>) {
+        let rows = self.rows.as_deref().unwrap_or_default();
+        rows::gather(&mut self.x, x, rows);
+        if let Some(attended) = attended {
+            rows::gather(&mut self.attended, attended, rows);
+        }
+    }
+
+    /// `some`, a row for each that is wanted, at their places among `tokens` rows, zeros elsewhere.
+    pub(super) fn spread(&self, all: &mut Tensor, some: &Tensor, tokens: usize) {
+        all.place(some, tokens, some.cols());
+        all.fill(0.0);
+        rows::scatter(all, some, self.rows.as_deref().unwrap_or_default(), Write::Set);
+    }
 }
 
 /// The decoder's buffers, resized for each batch and never given back.
@@ -85,6 +137,7 @@ pub(crate) struct TextActivations {
     pub(super) recompute: Recompute,
     /// After the final norm.
     pub normed: Tensor,
+    pub(super) cut: Cut,
     /// What steps of few rows have in between.
     pub(super) few: few::Scratch,
     /// Keys and values on their way to further slots.
@@ -105,6 +158,7 @@ impl TextActivations {
             chosen: None,
             recompute: Recompute::Nothing,
             normed: Tensor::empty(),
+            cut: Cut::default(),
             few: few::Scratch::new(),
             copied: [Tensor::empty(), Tensor::empty()],
             descent: Descent::default(),

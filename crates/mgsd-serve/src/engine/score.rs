@@ -2,9 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::reply::{ApiError, Reply};
-use mgsd_compute::Tensor;
 use mgsd_compute::ops::loss::{self, Divergence, TokenStats};
-use mgsd_compute::ops::rows;
 use mgsd_model::batch::Batch;
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Activations, Keep, Qwen3Vl};
@@ -33,12 +31,11 @@ pub(super) fn no_teacher() -> ApiError {
 struct Side {
     batch: Batch,
     acts: Activations,
-    hidden: Tensor,
 }
 
 impl Side {
     fn new(model: &Qwen3Vl) -> Self {
-        Self { batch: Batch::new(&model.config), acts: Activations::new(&model.config), hidden: Tensor::empty() }
+        Self { batch: Batch::new(&model.config), acts: Activations::new(&model.config) }
     }
 
     /// The states that predict each token of the response.
@@ -47,8 +44,7 @@ impl Side {
         self.batch.push_with(prompt, response)?;
         let first = prompt.ids.len() as u32 - 1;
         let predicting: Vec<u32> = (first..first + response.len() as u32).collect();
-        model.forward(&self.batch, &mut self.acts, Adapter::On, Keep::Nothing);
-        rows::gather(&mut self.hidden, self.acts.hidden(), &predicting);
+        model.forward_rows(&self.batch, &predicting, &mut self.acts, Adapter::On, Keep::Nothing);
         Ok(())
     }
 }
@@ -91,13 +87,13 @@ impl Scorer {
         let wrong = |error: mgsd_model::error::Error| ApiError::invalid("messages", error.to_string());
         self.student.run(model, student_prompt, response).map_err(wrong)?;
         self.teacher.run(teacher, teacher_prompt, response).map_err(wrong)?;
-        let other = loss::Teacher { hidden: &self.teacher.hidden, head: &teacher.head().value, top_k: None };
+        let other = loss::Teacher { hidden: self.teacher.acts.hidden(), head: &teacher.head().value, top_k: None };
         let weights = vec![1.0; response.len()];
         loss::distill(
             &mut self.stats,
             &mut self.teacher_log_probs,
             Divergence::ReverseKl,
-            &self.student.hidden,
+            self.student.acts.hidden(),
             &model.head().value,
             &other,
             response,
