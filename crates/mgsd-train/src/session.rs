@@ -10,7 +10,7 @@ use crate::student::Student;
 use crate::{Control, Progress, Summary};
 use mgsd_model::model::Qwen3Vl;
 use mgsd_model::param::Parameter;
-use mgsd_model::reduction::Reduction;
+use mgsd_model::reduction::{Owners, Reduction};
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -101,9 +101,10 @@ impl Session<'_> {
         let open = || Recorder::open(&self.folder.path, self.recipe.metrics.tensorboard, self.done, self.steps);
         let mut recorder = writes.then(open).transpose()?;
         stage.start(self.done, self.steps)?;
+        let owners = optimiser.owners();
         let mut last = Scalars::default();
         while self.done < self.steps {
-            last = self.step(model, stage, &mut optimiser)?;
+            last = self.step(model, stage, &mut optimiser, owners.as_ref())?;
             self.report(&mut recorder, Phase::Train, &last, started)?;
             let every = self.recipe.eval.every;
             if every > 0 && (self.done.is_multiple_of(every) || self.done == self.steps) {
@@ -144,11 +145,18 @@ impl Session<'_> {
         })
     }
 
-    fn step(&mut self, model: &mut Qwen3Vl, stage: &mut dyn Stage, optimiser: &mut OptimiserState) -> Result<Scalars> {
+    /// `owners`: as [`OptimiserState::owners`] says.
+    fn step(
+        &mut self,
+        model: &mut Qwen3Vl,
+        stage: &mut dyn Stage,
+        optimiser: &mut OptimiserState,
+        owners: Option<&Owners>,
+    ) -> Result<Scalars> {
         let began = Instant::now();
         model.parameters_mut().into_iter().for_each(|parameter| parameter.zero_grad());
-        let (world, owners) = (&self.control.world, optimiser.owners());
-        let mut start = |piece: &mut [&mut Parameter]| world.start_adding_up(piece, owners.as_ref());
+        let world = &self.control.world;
+        let mut start = |piece: &mut [&mut Parameter]| world.start_adding_up(piece, owners);
         let mut reduction = if world.size() > 1 { Reduction::new(&mut start) } else { Reduction::alone() };
         let gradients = stage.gradients(model, self.done, &mut reduction)?;
         assert!(reduction.is_finished(), "a stage must hand on the gradients of each step");

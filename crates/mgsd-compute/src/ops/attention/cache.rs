@@ -1,6 +1,6 @@
 //! Keys and values of sequences that are being generated.
 
-use super::cuda::Cached;
+use super::cuda::{Cached, Fresh};
 use super::forward::softmax_row;
 use crate::ops::head_norm::{self, HeadNorm};
 use crate::par::{self, Out};
@@ -110,7 +110,7 @@ pub fn decode(out: &mut Tensor, q: &Tensor, cache: &KvCache, slots: &[u32], leng
     );
     if let Some(gpu) = q.gpu() {
         out.place(q, rows, q.cols());
-        return cache.cached().decode(gpu, out, q, slots, lengths, heads, scale);
+        return cache.cached().decode(gpu, out, q, None, slots, lengths, heads, scale);
     }
     for (row, (&slot, &length)) in slots.iter().zip(lengths).enumerate() {
         assert!(
@@ -162,7 +162,7 @@ pub fn decode_step(
     if let Some(gpu) = q.gpu().filter(|_| q.dtype() == Dtype::Bf16) {
         cache.settle(k);
         out.place(q, q.rows(), q.cols());
-        return cache.cached().decode_step(gpu, out, [q, k, v], norm, slots, lengths, heads, scale);
+        return cache.cached().decode(gpu, out, q, Some(Fresh { k, v, norm }), slots, lengths, heads, scale);
     }
     let [q_normed, k_normed] = normed;
     head_norm::forward(q_normed, k_normed, q, k, norm);

@@ -213,6 +213,13 @@ pub(super) struct Cached<'a> {
     pub(super) head_dim: usize,
 }
 
+/// What a decoding step makes its keys and values from.
+pub(super) struct Fresh<'a> {
+    pub(super) k: &'a Tensor,
+    pub(super) v: &'a Tensor,
+    pub(super) norm: &'a HeadNorm<'a>,
+}
+
 impl Cached<'_> {
     fn kernel(&self, function: &'static str) -> Kernel {
         let bf16 = self.keys.dtype() == Dtype::Bf16;
@@ -228,53 +235,19 @@ impl Cached<'_> {
         gpu.launch(self.kernel("attention_store"), [k.rows() as u32, 1, 1], [128, 1], 0, &args);
     }
 
-    /// A length of 0 gives zeros.
+    /// A length of 0 gives zeros. With `fresh` keys and values `q` is a projection too, and a length beyond the capacity stores
+    /// nothing.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn decode(
         &self,
         gpu: &'static Cuda,
         out: &mut Tensor,
         q: &Tensor,
+        fresh: Option<Fresh>,
         slots: &[u32],
         lengths: &[u32],
         heads: usize,
         scale: f32,
-    ) {
-        self.launch(gpu, "attention_decode", out, q, slots, lengths, heads, scale, &[]);
-    }
-
-    /// From projections. A length beyond the capacity stores nothing.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn decode_step(
-        &self,
-        gpu: &'static Cuda,
-        out: &mut Tensor,
-        [q, k, v]: [&Tensor; 3],
-        norm: &HeadNorm,
-        slots: &[u32],
-        lengths: &[u32],
-        heads: usize,
-        scale: f32,
-    ) {
-        let mut more = pointers(&[k, v]);
-        more.extend(norm.pointers());
-        more.extend([k.cols(), v.cols()].map(Arg::from));
-        more.push(norm.eps.into());
-        self.launch(gpu, "attention_decode_fresh", out, q, slots, lengths, heads, scale, &more);
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn launch(
-        &self,
-        gpu: &'static Cuda,
-        function: &'static str,
-        out: &mut Tensor,
-        q: &Tensor,
-        slots: &[u32],
-        lengths: &[u32],
-        heads: usize,
-        scale: f32,
-        more: &[Arg],
     ) {
         let (rows, group) = (q.rows(), heads / self.kv_heads);
         assert!(group <= 16, "attention on a GPU: {group} query heads a key-value head; at most 16 are expected");
@@ -287,7 +260,16 @@ impl Cached<'_> {
         args.extend([gpu.list(slots), gpu.list(lengths)].map(Arg::from));
         args.extend([out.cols(), q.cols(), self.capacity, group].map(Arg::from));
         args.push(scale.into());
-        args.extend(more);
+        let function = match fresh {
+            None => "attention_decode",
+            Some(Fresh { k, v, norm }) => {
+                args.extend(pointers(&[k, v]));
+                args.extend(norm.pointers());
+                args.extend([k.cols(), v.cols()].map(Arg::from));
+                args.push(norm.eps.into());
+                "attention_decode_fresh"
+            }
+        };
         let row = self.head_dim.next_multiple_of(16) as u32 + 8;
         let shared = if self.keys.dtype() == Dtype::Bf16 { 544 * row } else { 256 * self.head_dim as u32 };
         let grid = [splits as u32, self.kv_heads as u32, rows as u32];
