@@ -16,6 +16,7 @@ pub mod bench;
 mod check;
 pub mod cuda;
 mod device;
+mod group;
 mod mapped;
 mod math;
 pub mod ops;
@@ -26,6 +27,7 @@ mod simd;
 mod tensor;
 
 pub use device::Device;
+pub use group::{Group, free_port};
 pub use mapped::MappedFile;
 pub use pool::{set_threads, threads};
 pub use tensor::{Dtype, SharedBytes, Tensor};

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mgsd_compute::cuda::Group;
+use mgsd_compute::Group;
 use mgsd_compute::ops::adamw::{self, AdamW, Update};
 use mgsd_compute::ops::loss::{self, Divergence, Grads, Teacher, TokenStats};
 use mgsd_compute::{Device, Dtype, Tensor, Write};

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use mgsd_compute::cuda::Group;
+use mgsd_compute::Group;
 
 use crate::model::Qwen3Vl;
 use crate::param::Parameter;

@@ -19,14 +19,6 @@ impl Scalars {
         self.0.push((name, value));
     }
 
-    /// Puts a number in the place of the one called `name`, or adds it.
-    pub fn set(&mut self, name: &'static str, value: f64) {
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some(place) => place.1 = value,
-            None => self.put(name, value),
-        }
-    }
-
     /// The number called `name`.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)

@@ -1,92 +1,13 @@
 //! Whole runs on a tiny model: resuming, stopping, refusing, and what each loss and teacher does.
 
-use mgsd_compute::Device;
+mod common;
+
+use common::{BOARDS, NEVER, contents, go, losses, recipe, tiny_model};
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_data::{opcd, perception_sft};
 use mgsd_tasks::{GenerateOptions, RenderOptions, Task};
-use mgsd_train::{Control, Phase, Progress, Recipe, Result, Scalars, Summary, TrainError, run};
-use std::cell::RefCell;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-
-fn tiny_model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../mgsd-model/tests/data/tiny-qwen3vl")
-}
-
-const BOARDS: &str = r#"
-[data]
-image_size = 64
-[data.tasks.frozenlake]
-levels = [3]
-random_start_goal = true
-[data.tasks.maze]
-levels = [3]
-[prompts]
-set = "compact"
-[images]
-min_pixels = 1024
-max_pixels = 4096
-[batch]
-samples_per_step = 3
-max_tokens_per_micro_batch = 256
-[metrics]
-tensorboard = false
-"#;
-
-/// `MGSD_TEST_DEVICE`, the CPU without it.
-fn device() -> Device {
-    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"))
-}
-
-/// A recipe for `kind`, six steps long, with `changes`.
-fn recipe(kind: &str, out: &Path, changes: &[&str]) -> Recipe {
-    let mut text = format!("kind = \"{kind}\"\nsteps = 6\n[model]\nbase = {:?}\nout = {:?}\n", tiny_model(), out);
-    text.push_str(BOARDS);
-    if kind == "opcd" {
-        text.push_str("[opcd]\nmax_new_tokens = 8\nrollout_batch = 2\n");
-    } else {
-        text.push_str("[[data.mix]]\nkind = \"read_image\"\n[[data.mix]]\nkind = \"plan_text\"\n");
-    }
-    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    Recipe::parse("test.toml", &text, &changes).unwrap()
-}
-
-/// Runs, raising the stop flag after step `stop_after`; returns the reports of the training steps too.
-fn go(recipe: &Recipe, resume: bool, stop_after: u64) -> (Result<Summary>, Vec<Scalars>) {
-    let stop = AtomicBool::new(false);
-    let reports = RefCell::new(Vec::new());
-    let progress = |progress: &Progress| {
-        if progress.phase == Phase::Train {
-            reports.borrow_mut().push(progress.scalars.clone());
-        }
-        if progress.step == stop_after {
-            stop.store(true, Ordering::SeqCst);
-        }
-    };
-    let result = run(
-        recipe,
-        &Control { stop: &stop, resume, device: device(), world: Default::default(), progress: Some(&progress) },
-    );
-    (result, reports.into_inner())
-}
-
-const NEVER: u64 = u64::MAX;
-
-/// Every file below `folder` with its bytes.
-fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&path).unwrap()))
-        .collect();
-    files.sort();
-    files
-}
-
-fn losses(reports: &[Scalars]) -> Vec<f64> {
-    reports.iter().map(|scalars| scalars.get("loss").unwrap()).collect()
-}
+use mgsd_train::{Recipe, Scalars, TrainError};
+use std::path::Path;
 
 /// Six steps straight and three, a stop, and three more give the same bytes.
 fn resumes_to_the_same_bytes(kind: &str, changes: &[&str]) {

@@ -48,8 +48,13 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let console = console::Console::new(cli.json);
-    device_errors_in_words();
-    match commands::threads(cli.jobs).and_then(|()| run(cli.command, &console)) {
+    losses_in_words();
+    // What is launched gets the flags of the launcher.
+    let global: Vec<String> = [cli.json.then(|| "--json".into()), cli.jobs.map(|jobs| format!("--jobs={jobs}"))]
+        .into_iter()
+        .flatten()
+        .collect();
+    match commands::threads(cli.jobs).and_then(|()| run(cli.command, &global, &console)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", on_one_line(&error));
@@ -58,12 +63,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// An error of a GPU (out of memory, a library that fails) ends the program with its message alone.
-fn device_errors_in_words() {
+/// What a computation cannot go on without (a GPU's memory or library, another process) ends the program with its message
+/// alone.
+fn losses_in_words() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let message = info.payload_as_str().unwrap_or_default();
-        if ["GPU", "CUDA", "cuBLASLt", "NVRTC", "NCCL"].iter().any(|library| message.starts_with(library)) {
+        let begins = ["GPU", "CUDA", "cuBLASLt", "NVRTC", "NCCL", "process of rank"];
+        if begins.iter().any(|begin| message.starts_with(begin)) {
             eprintln!("error: {message}");
             std::process::exit(1);
         }
@@ -84,14 +91,14 @@ fn on_one_line(error: &anyhow::Error) -> String {
     })
 }
 
-fn run(command: Command, console: &console::Console) -> anyhow::Result<()> {
+fn run(command: Command, global: &[String], console: &console::Console) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => commands::demo::run(&args, console),
         Command::Tasks(command) => commands::tasks::run(command, console),
         Command::Data(command) => commands::data::run(command, console),
         Command::Model(command) => commands::model::run(command, console),
         Command::Train(args) => commands::train::run(&args, console),
-        Command::Launch(args) => commands::launch::run(&args),
+        Command::Launch(args) => commands::launch::run(&args, global),
         Command::Merge(args) => commands::merge::run(&args, console),
         Command::Eval(command) => commands::eval::run(command, console),
         Command::Report(args) => commands::report::run(&args, console),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{boards, fails, ok, tiny_model};
+use common::{RECIPE, boards, fails, ok, tiny_model};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
@@ -74,6 +74,60 @@ fn two_devices_give_the_rows_of_one() {
     let one = rows("cpu");
     assert_eq!(one.len(), 7);
     assert_eq!(rows("cpu,cpu"), one);
+}
+
+#[test]
+fn processes_that_share_a_run_train_what_one_trains() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "model");
+    std::fs::write(folder.join("r.toml"), RECIPE).expect("a recipe");
+    let train = |start: &[&str], out: &str| {
+        // A step of AdamW that follows the gradient's size: what sums differ by is not made larger.
+        let out = format!("model.out={out}");
+        let smooth = ["--set", "optimiser.eps=1", "--set", out.as_str()];
+        let said = ok(folder, &[start, &["--json", "train", "sft", "r.toml"], &smooth].concat());
+        let objects: Vec<serde_json::Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        assert_eq!(objects.len(), 1, "one process reports: {said}");
+        objects[0]["metrics"]["loss"].as_f64().expect("a loss")
+    };
+    let (alone, shared) = (train(&[], "a"), train(&["launch", "--processes", "3"], "b"));
+    assert!((alone - shared).abs() < 1e-4, "{alone} {shared}");
+    assert!(folder.join("b/model/model.safetensors").is_file());
+}
+
+#[test]
+fn when_one_process_dies_the_run_ends_and_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "model");
+    std::fs::write(folder.join("r.toml"), RECIPE).expect("a recipe");
+    let port = mgsd_compute::free_port().expect("a port");
+    let mut both = [0, 1].map(|rank: usize| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_mgsd"))
+            .args(["train", "sft", "r.toml", "--device", "cpu", "--set", "steps=100000"])
+            .envs([("RANK", rank.to_string()), ("WORLD_SIZE", "2".into()), ("MASTER_PORT", (port - 17).to_string())])
+            .current_dir(folder)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the binary runs")
+    });
+    let metrics = folder.join("run/metrics.jsonl");
+    while std::fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
+        for process in &mut both {
+            assert!(process.try_wait().expect("a process").is_none(), "ended before its first step");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let [first, mut second] = both;
+    second.kill().expect("killed");
+    second.wait().expect("ended");
+    let left = first.wait_with_output().expect("ended");
+    let error = String::from_utf8(left.stderr).expect("UTF-8");
+    assert_eq!(left.status.code(), Some(1), "{error}");
+    let line = error.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("{error}"));
+    assert!(line.contains("process of rank 1 is gone") && line.contains("--resume"), "{line}");
 }
 
 #[test]

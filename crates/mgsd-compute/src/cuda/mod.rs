@@ -16,17 +16,17 @@ use cudarc::driver::sys;
 mod buffer;
 mod clusters;
 mod graph;
-mod group;
 mod kernels;
 mod lists;
+mod nccl;
 mod product;
 mod tiles;
 
 pub(crate) use buffer::Buffer;
 pub(crate) use clusters::LARGEST as LARGEST_CLUSTER;
 pub use graph::Graph;
-pub use group::Group;
 pub(crate) use kernels::{Arg, FEW, Kernel, Variant};
+pub(crate) use nccl::Communicator;
 pub(crate) use product::{Operand, Product};
 pub(crate) use tiles::Tiles;
 

@@ -231,8 +231,8 @@ impl Stage for Distillation<'_> {
         scalars.put("reverse_kl_sampled", sampled);
         scalars.put("entropy", entropy / tokens);
         scalars.put("sampler_gap", self.world.max(sums.sampler_gap));
-        rollout::put_scores(&mut scalars, &boards, &responses);
-        self.world.average(&mut scalars, &rollout::SCORES, boards.len() as f64);
+        let answers = boards.iter().map(|board| board.task).zip(&responses);
+        rollout::put_scores(&mut scalars, answers, &self.world);
         scalars.put("rollout_seconds", rollout_seconds);
         scalars.put("teacher_seconds", sums.teacher_seconds);
         scalars.put("update_seconds", sums.update_seconds);
@@ -272,8 +272,8 @@ impl Stage for Distillation<'_> {
         };
         let responses = self.roller.responses(model, &boards, self.recipe.opcd.max_new_tokens, sampling)?;
         let mut scalars = Scalars::default();
-        rollout::put_scores(&mut scalars, &boards, &responses);
-        self.world.average(&mut scalars, &rollout::SCORES, boards.len() as f64);
+        let answers = boards.iter().map(|board| board.task).zip(&responses);
+        rollout::put_scores(&mut scalars, answers, &self.world);
         let [samples] = self.world.sum([boards.len() as f64]);
         scalars.put("samples", samples);
         self.validation = Some(numbers.into_iter().zip(boards).collect());

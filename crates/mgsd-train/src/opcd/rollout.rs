@@ -4,6 +4,7 @@ use super::rows::BoardRow;
 use crate::error::{Result, TrainError};
 use crate::metrics::Scalars;
 use crate::recipe::Recipe;
+use crate::world::World;
 use mgsd_model::generate::{Completion, Finish, Generator, Request};
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::Qwen3Vl;
@@ -83,8 +84,8 @@ impl Roller {
     }
 }
 
-/// What [`put_scores`] may put.
-pub(super) const SCORES: [&str; 8] = [
+/// What is measured of answers.
+const SCORES: [&str; 8] = [
     "response_length",
     "cut",
     "success",
@@ -95,34 +96,86 @@ pub(super) const SCORES: [&str; 8] = [
     "parse",
 ];
 
-/// Means over the answers: length, success in all and by task, format, parse rate.
-pub(super) fn put_scores(scalars: &mut Scalars, boards: &[BoardRow], responses: &[Response]) {
-    let count = responses.len() as f64;
-    let tokens: usize = responses.iter().map(|response| response.ids.len()).sum();
-    scalars.put("response_length", tokens as f64 / count);
-    scalars.put("cut", responses.iter().filter(|response| response.cut).count() as f64 / count);
-    let scored: Vec<(Option<Task>, &TrainingScore)> = boards
-        .iter()
-        .zip(responses)
-        .filter_map(|(board, response)| Some((board.task, response.score.as_ref()?)))
-        .collect();
-    let mean = |of: &dyn Fn(&TrainingScore) -> f64, task: Option<Task>| {
-        let chosen: Vec<f64> = scored
-            .iter()
-            .filter(|(of_task, _)| task.is_none() || *of_task == task)
-            .map(|(_, score)| of(score))
-            .collect();
-        (!chosen.is_empty()).then(|| chosen.iter().sum::<f64>() / chosen.len() as f64)
+/// Puts means over the answers of all processes: length, success in all and by task, format, parse rate. What no answer
+/// has is not put.
+pub(super) fn put_scores<'a>(
+    scalars: &mut Scalars,
+    answers: impl IntoIterator<Item = (Option<Task>, &'a Response)>,
+    world: &World,
+) {
+    let mut sums = [0.0; 2 * SCORES.len()];
+    let mut add = |name: &str, value: f64| {
+        let at = SCORES.iter().position(|known| *known == name).unwrap_or_else(|| panic!("{name} is not in SCORES"));
+        sums[2 * at] += value;
+        sums[2 * at + 1] += 1.0;
     };
-    let mut put = |name, value: Option<f64>| {
-        if let Some(value) = value {
-            scalars.put(name, value);
+    for (task, response) in answers {
+        add("response_length", response.ids.len() as f64);
+        add("cut", f64::from(u8::from(response.cut)));
+        let Some(score) = &response.score else { continue };
+        add("success", score.success);
+        match task {
+            Some(Task::FrozenLake) => add("success_frozenlake", score.success),
+            Some(Task::Maze) => add("success_maze", score.success),
+            Some(Task::MiniBehaviour) => add("success_minibehaviour", score.success),
+            None => {}
         }
-    };
-    put("success", mean(&|score| score.success, None));
-    put("success_frozenlake", mean(&|score| score.success, Some(Task::FrozenLake)));
-    put("success_maze", mean(&|score| score.success, Some(Task::Maze)));
-    put("success_minibehaviour", mean(&|score| score.success, Some(Task::MiniBehaviour)));
-    put("format", mean(&|score| score.format, None));
-    put("parse", mean(&|score| score.parse_success, None));
+        add("format", score.format);
+        add("parse", score.parse_success);
+    }
+    for (name, sum) in SCORES.into_iter().zip(world.sum(sums).chunks_exact(2)) {
+        if sum[1] > 0.0 {
+            scalars.put(name, sum[0] / sum[1]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Place;
+    use mgsd_compute::{Device, free_port};
+
+    fn answer(tokens: usize, success: f64) -> Response {
+        let score = Some(TrainingScore { success, format: 1.0, ..TrainingScore::default() });
+        Response { ids: vec![0; tokens], log_probs: Vec::new(), cut: tokens > 2, score }
+    }
+
+    fn scores(answers: &[(Task, Response)], world: &World) -> Scalars {
+        let mut scalars = Scalars::default();
+        put_scores(&mut scalars, answers.iter().map(|(task, answer)| (Some(*task), answer)), world);
+        scalars
+    }
+
+    #[test]
+    fn means_are_over_the_answers_of_all_processes_however_they_are_dealt() {
+        let answers = || {
+            let maze = [(1, 1.0), (2, 0.0), (4, 1.0)].map(|(tokens, success)| (Task::Maze, answer(tokens, success)));
+            maze.into_iter().chain([(Task::FrozenLake, answer(5, 0.0))]).collect::<Vec<_>>()
+        };
+        let alone = scores(&answers(), &World::alone());
+        let expected = [
+            ("response_length", 3.0),
+            ("cut", 0.5),
+            ("success", 0.5),
+            ("success_frozenlake", 0.0),
+            ("success_maze", 2.0 / 3.0),
+            ("format", 1.0),
+            ("parse", 0.0),
+        ];
+        assert_eq!(alone.0, expected);
+        let address = format!("127.0.0.1:{}", free_port().unwrap());
+        // One of three has no answer at all.
+        let dealt = [0..1, 1..4, 4..4];
+        std::thread::scope(|scope| {
+            for (rank, mine) in dealt.into_iter().enumerate() {
+                let (address, alone) = (address.clone(), &alone);
+                scope.spawn(move || {
+                    let place = Place { rank, size: 3, local: rank, beside: 3, address };
+                    let world = World::join(Some(&place), Device::Cpu).unwrap();
+                    assert_eq!(&scores(&answers()[mine], &world), alone, "rank {rank}");
+                });
+            }
+        });
+    }
 }

@@ -3,7 +3,6 @@
 use crate::console::Console;
 use clap::ValueEnum;
 use mgsd_model::{bench_gpu, model};
-use mgsd_train::world::{Place, World};
 
 /// Measure speed; each line is NAME VALUE UNIT.
 ///
@@ -67,9 +66,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let say = |(name, value, unit): &(String, f64, &str)| console.say(format_args!("{name} {value:.1} {unit}"));
     let figures: Vec<(String, f64, &str)> = match args.name {
         Name::Gpu => {
-            let place = Place::from_environment(|name| std::env::var(name).ok())?;
-            let device = args.device.open_as(place.map(|place| place.local))?;
-            let world = World::join(place, device)?;
+            let (device, world) = args.device.join()?;
             let size = match args.size {
                 Size::B4 => bench_gpu::Size::B4,
                 Size::B8 => bench_gpu::Size::B8,

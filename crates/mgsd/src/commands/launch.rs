@@ -1,42 +1,56 @@
-//! `mgsd launch`: the same command once for each GPU of this machine.
+//! `mgsd launch`: the same command several times on this machine.
 
 use anyhow::Context;
 use mgsd_train::world::PORT_ABOVE;
-use std::net::TcpListener;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-/// Start a command once for each GPU of this machine; the processes share the work (train and bench gpu).
+/// Start a command once for each GPU of this machine, or several times on its CPU; the processes share the work (train and
+/// bench gpu).
 ///
 /// Example: mgsd launch --gpus 2 train sft recipes/sft-qwen3-vl-4b.toml
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("count").required(true))]
 pub struct Args {
     /// How many GPUs, and processes.
-    #[arg(long)]
-    gpus: usize,
+    #[arg(long, value_name = "N", group = "count")]
+    gpus: Option<usize>,
+    /// How many processes on the CPU, which share its cores: gives no speed on one machine, but tries a run of several.
+    #[arg(long, value_name = "N", group = "count")]
+    processes: Option<usize>,
     /// The command of mgsd and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<String>,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    anyhow::ensure!(args.gpus > 0, "--gpus is 0, expected at least 1");
+/// `global`: flags that every process gets.
+pub fn run(args: &Args, global: &[String]) -> anyhow::Result<()> {
+    let (name, count) = match (args.gpus, args.processes) {
+        (Some(count), _) => ("--gpus", count),
+        (None, count) => ("--processes", count.unwrap_or_default()),
+    };
+    anyhow::ensure!(count > 0, "{name} is 0, expected at least 1");
     anyhow::ensure!(
         args.command.first().is_some_and(|name| name == "train" || name == "bench"),
         "{:?} cannot be shared by several processes; expected train or bench gpu",
         args.command.first().map_or("", String::as_str)
     );
-    let there = mgsd_compute::cuda::Cuda::count().map_err(anyhow::Error::msg)?;
-    anyhow::ensure!(there >= args.gpus, "--gpus is {}, but the driver shows {there}", args.gpus);
+    if args.gpus.is_some() {
+        let there = mgsd_compute::cuda::Cuda::count().map_err(anyhow::Error::msg)?;
+        anyhow::ensure!(there >= count, "--gpus is {count}, but the driver shows {there}");
+    }
     let program = std::env::current_exe().context("the path of this program")?;
-    // A port that was free a moment ago, where the processes meet.
-    let port =
-        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("a free port")?.port();
-    let mut children: Vec<Child> = Vec::with_capacity(args.gpus);
-    for rank in 0..args.gpus {
+    // Where the processes meet.
+    let port = mgsd_compute::free_port().context("a free port")?;
+    let mut children: Vec<Child> = Vec::with_capacity(count);
+    for rank in 0..count {
         let mut command = Command::new(&program);
-        command.args(&args.command);
-        for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", args.gpus)] {
+        command.args(global).args(&args.command);
+        if args.processes.is_some() {
+            command.args(["--device", "cpu"]);
+        }
+        let variables = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count)];
+        for (name, value) in variables {
             command.env(name, value.to_string());
         }
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.saturating_sub(PORT_ABOVE).to_string());

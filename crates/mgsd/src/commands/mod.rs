@@ -13,6 +13,7 @@ pub mod tasks;
 pub mod train;
 
 use anyhow::Context;
+use mgsd_train::world::{Place, World};
 
 /// Sets the number of worker threads for the whole program.
 pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
@@ -31,12 +32,24 @@ pub struct Device {
 }
 
 impl Device {
-    /// As [`open`](Self::open), for a process of several on this machine: unless a GPU is named, each takes its own.
-    pub fn open_as(&self, local: Option<usize>) -> anyhow::Result<mgsd_compute::Device> {
-        match local.filter(|_| matches!(self.device.as_str(), "auto" | "cuda")) {
-            Some(local) => Self { device: format!("cuda:{local}") }.open(),
-            None => self.open(),
+    /// The device of this process and those who share its work, if it was started as one of several. Unless a GPU is
+    /// named, each takes its own; without GPUs they share this machine's cores.
+    pub fn join(&self) -> anyhow::Result<(mgsd_compute::Device, World)> {
+        let Some(place) = Place::from_environment(|name| std::env::var(name).ok())? else {
+            return Ok((self.open()?, World::alone()));
+        };
+        let device = match self.device.as_str() {
+            "auto" if !mgsd_compute::cuda::Cuda::count().is_ok_and(|count| count > 0) => mgsd_compute::Device::Cpu,
+            "auto" | "cuda" => open(&format!("cuda:{}", place.local))?,
+            _ => self.open()?,
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        if device.is_cpu() && mgsd_compute::threads() == cores {
+            // Nobody has said how many.
+            mgsd_compute::set_threads((cores / place.beside).max(1));
         }
+        let world = World::join(Some(&place), device)?;
+        Ok((device, world))
     }
 
     /// The device, or what is missing to use it.

@@ -4,7 +4,6 @@ use crate::console::Console;
 use crate::interrupt;
 use anyhow::bail;
 use clap::ValueEnum;
-use mgsd_train::world::{Place, World};
 use mgsd_train::{Control, Kind, Phase, Progress, Recipe, Scalars};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -46,9 +45,7 @@ impl KindName {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    let place = Place::from_environment(|name| std::env::var(name).ok())?;
-    let device = args.device.open_as(place.map(|place| place.local))?;
-    let world = World::join(place, device)?;
+    let (device, world) = args.device.join()?;
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     if recipe.kind != args.kind.kind() {
         bail!(

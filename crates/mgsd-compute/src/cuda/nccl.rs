@@ -1,9 +1,6 @@
-//! Several processes, one GPU each, that add up numbers: NCCL, loaded at run time.
+//! NCCL, loaded at run time: several processes, one GPU each, that add up numbers.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use cudarc::nccl::sys as nccl;
@@ -11,14 +8,10 @@ use cudarc::nccl::sys as nccl;
 use super::Cuda;
 use crate::{Dtype, Tensor};
 
-/// One process's place among all.
-///
-/// The processes must ask for the same things in the same order, with as many tensors of the same shapes at a time.
-pub struct Group {
+/// The GPUs' side of [`Group`](crate::Group), which says what its methods do.
+pub(crate) struct Communicator {
     gpu: &'static Cuda,
     communicator: nccl::ncclComm_t,
-    rank: usize,
-    size: usize,
     aside: Aside,
 }
 
@@ -38,17 +31,17 @@ struct Aside {
 enum Order {
     /// All that was asked for before comes before, all that is asked for later comes after.
     InTurn,
-    /// All that was asked for before comes before; what comes after is what follows [`Group::finish`].
+    /// All that was asked for before comes before; what comes after is what follows [`Communicator::finish`].
     Aside,
 }
 
 // SAFETY: calls are made by one thread at a time, as all work of a GPU.
-unsafe impl Send for Group {}
+unsafe impl Send for Communicator {}
 // SAFETY: as above.
-unsafe impl Sync for Group {}
+unsafe impl Sync for Communicator {}
 
-/// How long the first process is waited for.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes of an id.
+const ID: usize = 128;
 
 #[track_caller]
 fn check(call: &str, status: nccl::ncclResult_t) {
@@ -58,44 +51,45 @@ fn check(call: &str, status: nccl::ncclResult_t) {
     );
 }
 
-impl Group {
-    /// Joins `size` processes. The process of rank 0 listens at `address` (`host:port`) and tells the others how to find
-    /// each other.
-    pub fn join(gpu: &'static Cuda, rank: usize, size: usize, address: &str) -> Result<Self, String> {
+impl Communicator {
+    /// Whether the library is there, or what to do.
+    pub(crate) fn present() -> Result<(), String> {
         // SAFETY: only looks whether the library can be loaded.
-        if !unsafe { nccl::is_culib_present() } {
-            return Err(
-                "NCCL (libnccl) is not there; install it (for instance `pip install nvidia-nccl-cu13`) and put \
-                        its folder on LD_LIBRARY_PATH"
-                    .into(),
-            );
+        let present = unsafe { nccl::is_culib_present() };
+        present.then_some(()).ok_or_else(|| {
+            "NCCL (libnccl) is not there; install it (for instance `pip install nvidia-nccl-cu13`) and put its folder on \
+             LD_LIBRARY_PATH"
+                .into()
+        })
+    }
+
+    /// What rank 0 makes and everybody must know.
+    pub(crate) fn new_id() -> Result<Vec<u8>, String> {
+        let mut id = nccl::ncclUniqueId { internal: [0; ID] };
+        // SAFETY: `id` is a place for the result.
+        match unsafe { nccl::ncclGetUniqueId(&mut id) } {
+            nccl::ncclResult_t::ncclSuccess => Ok(id.internal.map(|byte| byte as u8).to_vec()),
+            failed => Err(format!("ncclGetUniqueId failed: {failed:?}")),
         }
-        let id = if rank == 0 { tell(size, address)? } else { ask(rank, address)? };
+    }
+
+    /// Joins the processes that have this id.
+    pub(crate) fn join(gpu: &'static Cuda, rank: usize, size: usize, id: &[u8]) -> Result<Self, String> {
+        let id: [u8; ID] = id.try_into().map_err(|_| format!("an id of NCCL has {ID} bytes, not {}", id.len()))?;
+        let id = nccl::ncclUniqueId { internal: id.map(|byte| byte as std::ffi::c_char) };
         gpu.enter();
         let mut communicator = std::ptr::null_mut();
         // SAFETY: `communicator` is a place for the result.
         let status = unsafe { nccl::ncclCommInitRank(&mut communicator, size as i32, id, rank as i32) };
         match status {
             nccl::ncclResult_t::ncclSuccess => {
-                Ok(Self { gpu, communicator, rank, size, aside: Aside::open().map_err(|why| format!("GPU: {why}"))? })
+                Ok(Self { gpu, communicator, aside: Aside::open().map_err(|why| format!("GPU: {why}"))? })
             }
             failed => Err(format!("NCCL cannot join {size} processes as rank {rank}: {failed:?}")),
         }
     }
 
-    /// This process, counted from 0.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// How many processes there are.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// Begins to make every tensor its sum over all processes, the same bits everywhere, beside the work that is asked
-    /// for next. Until [`finish`](Self::finish) nobody may use the tensors.
-    pub fn start_all_reduce<'a>(&self, tensors: impl IntoIterator<Item = &'a mut Tensor>) {
+    pub(crate) fn start_all_reduce<'a>(&self, tensors: impl IntoIterator<Item = &'a mut Tensor>) {
         let tensors = tensors.into_iter().map(|tensor| (tensor, 0));
         self.together(Order::Aside, tensors, |at, count, kind, _, stream| {
             let sum = nccl::ncclRedOp_t::ncclSum;
@@ -104,8 +98,7 @@ impl Group {
         });
     }
 
-    /// The same, but every tensor becomes its sum at the process that owns it only; elsewhere its contents are lost.
-    pub fn start_reduce<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
+    pub(crate) fn start_reduce<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
         self.together(Order::Aside, tensors, |at, count, kind, owner, stream| {
             let sum = nccl::ncclRedOp_t::ncclSum;
             let (from, to) = (at as *const _, at as *mut _);
@@ -114,8 +107,7 @@ impl Group {
         });
     }
 
-    /// What is asked for from now on comes after all that was started.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         if self.aside.started.swap(false, Ordering::Relaxed) {
             self.gpu.enter();
             let Aside { stream, done, .. } = self.aside;
@@ -126,16 +118,14 @@ impl Group {
         }
     }
 
-    /// Every tensor becomes what it is at the process that owns it.
-    pub fn broadcast<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
+    pub(crate) fn broadcast<'a>(&self, tensors: impl IntoIterator<Item = (&'a mut Tensor, usize)>) {
         self.together(Order::InTurn, tensors, |at, count, kind, owner, stream| {
             // SAFETY: `at` points to `count` numbers on the device.
             unsafe { nccl::ncclBroadcast(at as *const _, at as *mut _, count, kind, owner, self.communicator, stream) }
         });
     }
 
-    /// Sums of numbers on the host over all processes; also makes all wait for each other.
-    pub fn sum(&self, numbers: &mut [f64]) {
+    pub(crate) fn sum(&self, numbers: &mut [f64]) {
         self.finish();
         let bytes = size_of_val(numbers);
         let at = self.gpu.scratch("sums over processes", bytes.max(8));
@@ -210,7 +200,7 @@ impl Aside {
     }
 }
 
-impl Drop for Group {
+impl Drop for Communicator {
     fn drop(&mut self) {
         self.gpu.enter();
         // SAFETY: made by ncclCommInitRank, and not used afterwards.
@@ -221,47 +211,6 @@ impl Drop for Group {
             sys::cuEventDestroy_v2(ready);
             sys::cuEventDestroy_v2(done);
             sys::cuStreamDestroy_v2(stream);
-        }
-    }
-}
-
-type Id = [u8; 128];
-
-fn from_bytes(bytes: Id) -> nccl::ncclUniqueId {
-    nccl::ncclUniqueId { internal: bytes.map(|byte| byte as std::ffi::c_char) }
-}
-
-/// Rank 0: makes the group's id and hands it to everybody who asks.
-fn tell(size: usize, address: &str) -> Result<nccl::ncclUniqueId, String> {
-    let mut id = from_bytes([0; 128]);
-    // SAFETY: `id` is a place for the result.
-    let status = unsafe { nccl::ncclGetUniqueId(&mut id) };
-    if status != nccl::ncclResult_t::ncclSuccess {
-        return Err(format!("ncclGetUniqueId failed: {status:?}"));
-    }
-    let bytes: Id = id.internal.map(|byte| byte as u8);
-    let failed = |what: &str, error: std::io::Error| format!("rank 0 cannot {what} at {address}: {error}");
-    let port = address.rsplit(':').next().unwrap_or(address);
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}")).map_err(|error| failed("listen", error))?;
-    for _ in 1..size {
-        let (mut stream, _) = listener.accept().map_err(|error| failed("accept", error))?;
-        stream.write_all(&bytes).map_err(|error| failed("answer", error))?;
-    }
-    Ok(id)
-}
-
-/// The others: ask until rank 0 is there.
-fn ask(rank: usize, address: &str) -> Result<nccl::ncclUniqueId, String> {
-    let started = Instant::now();
-    loop {
-        let mut bytes = [0u8; 128];
-        let asked = TcpStream::connect(address).and_then(|mut stream| stream.read_exact(&mut bytes));
-        match asked {
-            Ok(()) => return Ok(from_bytes(bytes)),
-            Err(error) if started.elapsed() > PATIENCE => {
-                return Err(format!("rank {rank} does not reach rank 0 at {address}: {error}; check MASTER_ADDR"));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }
