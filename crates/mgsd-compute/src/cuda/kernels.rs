@@ -15,7 +15,9 @@ const COMMON: &str = include_str!("kernels/common.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
 const HEAD_NORM: &str = include_str!("kernels/head_norm.cuh");
 const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
-/// What comes after that for products of few rows.
+/// What comes after that for kernels that begin early, for clusters of blocks and for products of few rows.
+const OVERLAP: &str = include_str!("kernels/overlap.cuh");
+const CLUSTER: &str = include_str!("kernels/cluster.cuh");
 const FEW_ROWS: &str = include_str!("kernels/few.cuh");
 
 /// The source of each operation's kernels, by the operation's name.
@@ -292,12 +294,15 @@ impl Cuda {
         let (_, body) = found.unwrap_or_else(|| panic!("CUDA: no kernels for {operation}"));
         let begin =
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
-        let more = match operation {
-            "few" => FEW_ROWS,
-            "head_norm_rope" | "attention_decode" => HEAD_NORM,
-            _ if operation.ends_with("hopper") => HOPPER,
-            _ => "",
+        let more: &[&str] = match operation {
+            "few" => &[OVERLAP, CLUSTER, FEW_ROWS],
+            "sample" => &[OVERLAP, CLUSTER],
+            "attention_decode" => &[OVERLAP, HEAD_NORM],
+            "head_norm_rope" => &[HEAD_NORM],
+            _ if operation.ends_with("hopper") => &[HOPPER],
+            _ => &[],
         };
+        let more = more.join("\n");
         let source = format!("{begin}\n{more}\n#line 1 \"{operation}.cu\"\n{body}");
         let options = self.options(variant);
         let mut version = (0, 0);

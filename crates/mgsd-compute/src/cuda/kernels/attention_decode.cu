@@ -8,20 +8,6 @@
 // Query heads that one key-value head may serve.
 #define MOST_HEADS 16
 
-// Lets the next kernel's blocks start, which wait for this one by themselves.
-__device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Waits for the kernel in front, in case this one was started early.
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // The part of a row's positions that a block reads. The rest of the grid has none.
 struct Share {
     int start, end, parts;

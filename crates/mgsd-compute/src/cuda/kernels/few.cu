@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
             }
 
             // Everything before this line touches only what no kernel writes.
-            asm volatile("griddepcontrol.wait;" ::: "memory");
+            wait_for_previous();
             asm volatile("fence.proxy.async.global;" ::: "memory");
 #if NORM
             barrier_expect(there, count * ROWS_BYTES);
@@ -106,9 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
 #pragma unroll
                 for (int part = 0; part < PARTS; part++) {
                     float more;
-                    asm volatile("ld.shared::cluster.f32 %0, [%1];"
-                                 : "=f"(more)
-                                 : "r"(peer(shared_at(squares + part * ROWS + lane), block)));
+                    peer_load(more, peer(shared_at(squares + part * ROWS + lane), block));
                     sum += more;
                 }
             scales[lane] = rsqrtf(sum / width + eps) * alpha;
@@ -154,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
     float below[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (base) {
         // Asked for now, so that it is there when it is wanted.
-        asm volatile("griddepcontrol.wait;" ::: "memory");
+        wait_for_previous();
         onto(unit_at(unit), below);
     }
     if (warp < GROUPS * 4) {
@@ -248,9 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         float more[SPLIT][4];
 #pragma unroll
         for (int block = 0; block < SPLIT; block++)
-            asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                         : "=f"(more[block][0]), "=f"(more[block][1]), "=f"(more[block][2]), "=f"(more[block][3])
-                         : "r"(peer(sums_at(index, u.strip, u.column), block)));
+            peer_load(more[block], peer(sums_at(index, u.strip, u.column), block));
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             v[n] = 0.0f;
@@ -288,6 +284,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         if (base) onto(unit_at(unit + stride), below);
     }
     // Nobody leaves while others may read its sums.
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    cluster_arrive_relaxed();
     cluster_wait();
 }

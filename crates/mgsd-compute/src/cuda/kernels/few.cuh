@@ -26,8 +26,6 @@ typedef unsigned long long word;
 #define SIDE (WORKERS / 8 < ROWS ? WORKERS / 8 : ROWS)
 #define PARTS (WORKERS / 8 / SIDE)
 
-__device__ __forceinline__ u32 shared_at(const void* at) { return (u32)__cvta_generic_to_shared(at); }
-
 __device__ __forceinline__ uint4 shared_load(u32 at) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
@@ -89,9 +87,6 @@ __device__ __forceinline__ void multiply_together(float (&c)[COLUMNS][4], word w
 #endif
 #undef FOUR
 }
-
-// Lets the next kernel's blocks start, which wait for this one by themselves.
-__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // The copy engine's description of a matrix.
 struct alignas(64) Map {
@@ -181,13 +176,3 @@ struct Unit {
     i64 at;
     bool there[4];
 };
-
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-
-// Where `at` of this block's shared memory lies in that of the block with this rank in the cluster.
-__device__ __forceinline__ u32 peer(u32 at, int rank) {
-    u32 there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-    return there;
-}

@@ -41,23 +41,13 @@ __device__ Best block_best(Best mine) {
     return mine;
 }
 
-__device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
 // What the block with this rank keeps at `mine`.
 template <class Word> __device__ __forceinline__ Word heard(const Word* mine, int rank, int parts) {
     if (parts == 1) return *mine;
     u32 words[sizeof(Word) / 4];
-#if __CUDA_ARCH__ >= 900
-    u32 there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"((u32)__cvta_generic_to_shared(mine)), "r"(rank));
+    const u32 there = peer(shared_at(mine), rank);
 #pragma unroll
-    for (int i = 0; i < sizeof(Word) / 4; i++)
-        asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(words[i]) : "r"(there + 4 * i) : "memory");
-#endif
+    for (int i = 0; i < sizeof(Word) / 4; i++) peer_load(words[i], there + 4 * i);
     Word word;
     memcpy(&word, words, sizeof(Word));
     return word;
@@ -112,9 +102,7 @@ __device__ __forceinline__ float unordered(u32 key) {
 extern "C" __global__ void __launch_bounds__(THREADS) sample(
     u32* tokens, float* log_probs, const float* logits, const float* settings, int vocab, int parts, int share, int kept) {
     extern __shared__ float room[];
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
+    wait_for_previous();
     const int index = blockIdx.x / parts;
     Row row = {(int)blockIdx.x % parts, parts, 0};
     const int begin = row.part * share, count = max(0, min(share, vocab - begin));
