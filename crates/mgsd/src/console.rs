@@ -23,6 +23,13 @@ impl Console {
     /// A line for people, on standard output; left out when a script reads.
     pub fn say(&self, text: impl std::fmt::Display) {
         if !self.json {
+            out(&format_args!("{text}\n"));
+        }
+    }
+
+    /// A piece of a line for people, seen at once.
+    pub fn say_piece(&self, text: impl std::fmt::Display) {
+        if !self.json {
             out(&text);
         }
     }
@@ -30,7 +37,7 @@ impl Console {
     /// The result as one JSON object, if asked for.
     pub fn result(&self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {
-            out(&serde_json::to_string(value)?);
+            out(&format_args!("{}\n", serde_json::to_string(value)?));
         }
         Ok(())
     }
@@ -51,9 +58,10 @@ impl Console {
     }
 }
 
-/// Writes a line; a reader that has gone away (a closed pipe) ends the program quietly, a full disk does not.
+/// Writes a text; a reader that has gone away (a closed pipe) ends the program quietly, a full disk does not.
 fn out(text: &impl std::fmt::Display) {
-    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+    let mut stdout = std::io::stdout();
+    if let Err(error) = write!(stdout, "{text}").and_then(|()| stdout.flush()) {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }

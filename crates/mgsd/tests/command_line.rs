@@ -131,6 +131,28 @@ fn when_one_process_dies_the_run_ends_and_says_so() {
 }
 
 #[test]
+fn a_name_of_the_hub_is_found_in_the_cache() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "hub/models--org--tiny/snapshots/abc");
+    std::fs::create_dir_all(folder.join("hub/models--org--tiny/refs")).expect("a folder");
+    std::fs::write(folder.join("hub/models--org--tiny/refs/main"), "abc").expect("a reference");
+    let chat = |name: &str| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_mgsd"))
+            .args(["model", "chat", "--model", name, "--max-new-tokens", "2", "hello"])
+            .envs([("HF_HUB_CACHE", folder.join("hub")), ("HF_HUB_OFFLINE", "1".into())])
+            .output()
+            .expect("the binary runs")
+    };
+    for name in ["org/tiny", "org/tiny@abc"] {
+        let output = chat(name);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let error = String::from_utf8(chat("org/other").stderr).expect("UTF-8");
+    assert!(error.starts_with("error: org/other is neither a folder") && error.contains("HF_HUB_OFFLINE"), "{error}");
+}
+
+#[test]
 fn json_puts_one_object_on_the_last_line() {
     let folder = tempfile::tempdir().expect("a folder");
     boards(folder.path(), "frozenlake", "4");

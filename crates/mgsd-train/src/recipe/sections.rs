@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
-    /// Hugging Face model folder to start from. For `pretrain`: the folder with the configuration and tokenizer files.
+    /// Hugging Face model folder to start from (`mgsd train` also takes a name on the hub). For `pretrain`: the folder with the configuration and tokenizer files.
     pub base: PathBuf,
     /// Folder of the run: checkpoints, metrics, and the result in `model/` or `adapter/`.
     pub out: PathBuf,

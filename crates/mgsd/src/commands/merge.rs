@@ -1,5 +1,6 @@
 //! `mgsd merge`: an adapter folded into its base model.
 
+use super::model_folder;
 use crate::console::Console;
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use std::path::PathBuf;
 /// Example: mgsd merge --base Qwen3-VL-4B-Instruct --adapter runs/sft/adapter --out merged
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model folder that the adapter was trained on.
+    /// Model folder, or name on the Hugging Face Hub, that the adapter was trained on.
     #[arg(long)]
     base: PathBuf,
     /// Adapter folder in PEFT's layout.
@@ -20,7 +21,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    let report = mgsd_model::merge::merge(&args.base, &args.adapter, &args.out)?;
+    let (base, adapter) = (model_folder(&args.base, console)?, model_folder(&args.adapter, console)?);
+    let report = mgsd_model::merge::merge(&base, &adapter, &args.out)?;
     console.say(format_args!(
         "{}: {} layers merged; over {} tokens the logits differ from base plus adapter by at most {:.2e} (allowed \
          {:.2e}), where the adapter changes them by up to {:.2e}",

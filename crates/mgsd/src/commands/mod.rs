@@ -12,8 +12,10 @@ pub mod serve;
 pub mod tasks;
 pub mod train;
 
+use crate::console::Console;
 use anyhow::Context;
 use mgsd_train::world::{Place, World};
+use std::path::{Path, PathBuf};
 
 /// Sets the number of worker threads for the whole program.
 pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
@@ -21,6 +23,40 @@ pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
     anyhow::ensure!(jobs > 0, "--jobs is 0, expected a number of threads from 1");
     mgsd_compute::set_threads(jobs);
     rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().context("cannot start the worker threads")
+}
+
+/// The folder that is meant by `given`: itself, or that of a model by its name on the Hugging Face Hub, which is fetched if
+/// it is not in the cache.
+pub fn model_folder(given: &Path, console: &Console) -> anyhow::Result<PathBuf> {
+    let Some(name) = mgsd_hub::named(given) else { return Ok(given.to_path_buf()) };
+    let settings = mgsd_hub::Settings::from_environment(|name| std::env::var(name).ok())?;
+    let mut bar = None;
+    let mut current = String::new();
+    let found = mgsd_hub::folder(&name, &settings, &mut |progress| {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let bar = bar.get_or_insert_with(|| console.bar(mib(progress.total), "MiB"));
+        bar.set_position(mib(progress.done));
+        if current != progress.file {
+            current = progress.file.to_string();
+            bar.set_message(current.clone());
+            if bar.is_hidden() {
+                console.note(format_args!(
+                    "fetching {current} of {name}: {} of {} MiB are there",
+                    mib(progress.done),
+                    mib(progress.total)
+                ));
+            }
+        }
+    })?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(found)
+}
+
+/// The same for what may be absent.
+pub fn model_folder_of(given: Option<&PathBuf>, console: &Console) -> anyhow::Result<Option<PathBuf>> {
+    given.map(|given| model_folder(given, console)).transpose()
 }
 
 /// Where a model runs.

@@ -1,6 +1,6 @@
 //! `mgsd model`: checkpoints made, traced and talked to.
 
-use super::Device;
+use super::{Device, model_folder, model_folder_of};
 use crate::console::Console;
 use anyhow::Context;
 use mgsd_model::chat::{Message, Part};
@@ -10,7 +10,6 @@ use mgsd_model::linear::Adapter;
 use mgsd_model::model::Qwen3Vl;
 use mgsd_model::processor::Processor;
 use mgsd_model::sampling::Sampling;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,7 +42,7 @@ pub struct Init {
 /// Example: mgsd model trace --model assets/nano --chat chat.json --out trace.safetensors --generate 24
 #[derive(clap::Args)]
 pub struct Trace {
-    /// Model folder.
+    /// Model folder, or a name on the Hugging Face Hub such as Qwen/Qwen3-VL-4B-Instruct.
     #[arg(long)]
     model: PathBuf,
     /// OpenAI-style messages; image_url may be a data URL or a path, relative paths from the file's folder.
@@ -66,7 +65,7 @@ pub struct Trace {
 /// Example: mgsd model chat --model assets/nano --image maze.png "$(printf 'maze\nread')"
 #[derive(clap::Args)]
 pub struct Chat {
-    /// Model folder.
+    /// Model folder, or a name on the Hugging Face Hub such as Qwen/Qwen3-VL-4B-Instruct.
     #[arg(long)]
     model: PathBuf,
     /// Folder of a PEFT adapter that was trained on the model.
@@ -146,8 +145,9 @@ fn trace(args: &Trace, console: &Console) -> anyhow::Result<()> {
         serde_json::from_str(&text).with_context(|| format!("{}: expected a JSON list of messages", path.display()))?;
     let base = path.parent().unwrap_or(std::path::Path::new("."));
     let messages = Message::list_from_json(&json, base).with_context(|| path.display().to_string())?;
-    let processor = Processor::open(&args.model, args.pixels.limits())?;
-    let model = Qwen3Vl::for_inference(&args.model, None, device)?;
+    let folder = model_folder(&args.model, console)?;
+    let processor = Processor::open(&folder, args.pixels.limits())?;
+    let model = Qwen3Vl::for_inference(&folder, None, device)?;
     let trace = mgsd_model::trace::trace(&model, &processor.prompt(&messages)?, args.generate)?;
     mgsd_model::weights::write_arrays(&args.out, &trace)?;
     console.say(format_args!("{} tensors in {}", trace.len(), args.out.display()));
@@ -173,8 +173,9 @@ fn chat(args: &Chat, console: &Console) -> anyhow::Result<()> {
     }
     let mut parts: Vec<Part> = args.image.iter().map(|path| Part::Image(ImageSource::Path(path.clone()))).collect();
     parts.push(Part::Text(prompt));
-    let processor = Processor::open(&args.model, args.pixels.limits())?;
-    let model = Qwen3Vl::for_inference(&args.model, args.adapter.as_deref(), device)?;
+    let (folder, adapter) = (model_folder(&args.model, console)?, model_folder_of(args.adapter.as_ref(), console)?);
+    let processor = Processor::open(&folder, args.pixels.limits())?;
+    let model = Qwen3Vl::for_inference(&folder, adapter.as_deref(), device)?;
     let request = Request {
         prompt: Arc::new(processor.prompt(&[Message::parts("user", parts)])?),
         sampling,
@@ -185,9 +186,8 @@ fn chat(args: &Chat, console: &Console) -> anyhow::Result<()> {
     let mut stream = processor.tokenizer.stream();
     let stop = model.config.eos_token_ids.clone();
     let mut show = |event: mgsd_model::generate::Event| {
-        if !console.is_json() && !stop.contains(&event.token) {
-            print!("{}", stream.push(event.token).unwrap_or_default());
-            let _ = std::io::stdout().flush();
+        if !stop.contains(&event.token) {
+            console.say_piece(stream.push(event.token).unwrap_or_default());
         }
     };
     let answers = Generator::new(&model.config, 1).generate(&model, &[request], Adapter::On, &mut show)?;

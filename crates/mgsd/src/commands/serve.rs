@@ -1,8 +1,8 @@
 //! `mgsd serve`: a model behind an OpenAI-compatible API, with a web page.
 
-use super::Device;
 use super::model::Pixels;
 use super::tasks::tile_set;
+use super::{Device, model_folder, model_folder_of};
 use crate::console::Console;
 use crate::demo::embedded;
 use crate::interrupt;
@@ -22,7 +22,7 @@ use std::time::Duration;
 /// Ctrl-C or SIGTERM: new requests get 503, answers under way go on for --drain seconds; a second signal ends at once.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Model folder; default: the embedded model.
+    /// Model folder, or a name on the Hugging Face Hub; default: the embedded model.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Folder of a PEFT adapter that was trained on the model, to be served on top of it.
@@ -129,24 +129,20 @@ impl Key {
 /// A model folder that is removed again if it was made for the occasion.
 struct Folder {
     path: PathBuf,
+    /// What clients call it.
+    name: String,
     temporary: bool,
 }
 
 impl Folder {
-    fn of(args: &Args) -> anyhow::Result<Self> {
-        if let Some(path) = &args.model {
-            return Ok(Self { path: path.clone(), temporary: false });
-        }
-        let path = std::env::temp_dir().join(format!("mgsd-embedded-{}", std::process::id()));
-        Ok(Self { path: embedded::write_model(&path)?, temporary: true })
-    }
-
-    fn name(&self) -> String {
-        if self.temporary {
-            return "nano".into();
-        }
-        let whole = self.path.canonicalize().unwrap_or_else(|_| self.path.clone());
-        whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+    fn of(args: &Args, console: &Console) -> anyhow::Result<Self> {
+        let Some(given) = &args.model else {
+            let path = std::env::temp_dir().join(format!("mgsd-embedded-{}", std::process::id()));
+            return Ok(Self { path: embedded::write_model(&path)?, name: "nano".into(), temporary: true });
+        };
+        let whole = given.canonicalize().unwrap_or_else(|_| given.clone());
+        let name = whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        Ok(Self { path: model_folder(given, console)?, name, temporary: false })
     }
 }
 
@@ -166,8 +162,8 @@ const SMALL_VOCABULARY: usize = 4096;
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    let folder = Folder::of(args)?;
-    let config = mgsd_model::config::Config::open(&folder.path)?;
+    let model = Folder::of(args, console)?;
+    let config = mgsd_model::config::Config::open(&model.path)?;
     let compact = config.text.vocab_size < SMALL_VOCABULARY;
     let prompts = args.prompts.clone().unwrap_or_else(|| if compact { "compact" } else { "standard" }.into());
     let api_key = args.key.read()?;
@@ -175,8 +171,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let defaults = Limits::default();
     let options = Options {
         address: SocketAddr::new(args.host, args.port),
-        model: folder.path.clone(),
-        name: args.name.clone().unwrap_or_else(|| folder.name()),
+        model: model.path.clone(),
+        name: args.name.clone().unwrap_or_else(|| model.name.clone()),
         api_key,
         capacity: Capacity { slots: args.slots, context: args.context, queue: args.max_queue, ..Capacity::default() },
         limits: Limits {
@@ -197,9 +193,11 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         drain: Duration::from_secs(args.drain),
     };
     let stop = interrupt::install()?;
-    let (model, adapter, teacher) = (folder.path.clone(), args.adapter.clone(), args.teacher.clone());
+    let path = model.path.clone();
+    let (adapter, teacher) =
+        (model_folder_of(args.adapter.as_ref(), console)?, model_folder_of(args.teacher.as_ref(), console)?);
     let load = move || {
-        let model = Qwen3Vl::for_inference(&model, adapter.as_deref(), device)?;
+        let model = Qwen3Vl::for_inference(&path, adapter.as_deref(), device)?;
         let teacher = teacher.map(|teacher| Qwen3Vl::for_inference(&teacher, None, device));
         Ok(Models { model, teacher: teacher.transpose()? })
     };

@@ -46,7 +46,7 @@ impl KindName {
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     let (device, world) = args.device.join()?;
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let mut recipe = Recipe::load(&args.recipe, &args.set)?;
     if recipe.kind != args.kind.kind() {
         bail!(
             "{}: kind is {:?}, but the command asks for {:?}: call the training that the recipe is written for",
@@ -55,6 +55,8 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             args.kind.kind()
         );
     }
+    recipe.model.base = super::model_folder(&recipe.model.base, console)?;
+    recipe.opcd.teacher_model = super::model_folder_of(recipe.opcd.teacher_model.as_ref(), console)?;
     // On a terminal the run draws its own bar; elsewhere a line now and then says how far it is.
     let quiet = std::io::stderr().is_terminal();
     let show = |progress: &Progress| {

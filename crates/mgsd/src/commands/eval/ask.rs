@@ -1,9 +1,9 @@
 //! `mgsd eval plan` and `mgsd eval perception`: asking a model about boards.
 
 use super::endpoint::EndpointArgs;
-use crate::commands::Devices;
 use crate::commands::model::Pixels;
 use crate::commands::tasks::tile_set;
+use crate::commands::{Devices, model_folder, model_folder_of};
 use crate::console::Console;
 use anyhow::{Context, bail};
 use mgsd_data::{benchmarks, folder, prompts::Prompts};
@@ -41,7 +41,7 @@ pub struct Perception {
 
 #[derive(clap::Args)]
 pub struct Common {
-    /// Model folder; with --endpoint the model's name there.
+    /// Model folder, or a name on the Hugging Face Hub; with --endpoint the model's name there.
     #[arg(long)]
     model: String,
     /// Folder of a PEFT adapter that was trained on the model.
@@ -172,12 +172,13 @@ impl Common {
         label.replace(['/', '\\', ':'], "-")
     }
 
-    fn client(&self) -> anyhow::Result<Box<dyn Client>> {
+    fn client(&self, console: &Console) -> anyhow::Result<Box<dyn Client>> {
         if !self.endpoint.endpoints.is_empty() {
             return Ok(Box::new(self.endpoint.client(&self.model)?));
         }
-        let (folder, adapter, limits) = (Path::new(&self.model), self.adapter.as_deref(), self.pixels.limits());
-        let open = |device| Ok(LocalClient::open(folder, adapter, limits, self.batch, device)?);
+        let (model, limits) = (model_folder(Path::new(&self.model), console)?, self.pixels.limits());
+        let adapter = model_folder_of(self.adapter.as_ref(), console)?;
+        let open = |device| Ok(LocalClient::open(&model, adapter.as_deref(), limits, self.batch, device)?);
         let mut clients: Vec<LocalClient> =
             self.devices.open()?.into_iter().map(open).collect::<anyhow::Result<_>>()?;
         match clients.pop() {
@@ -201,7 +202,7 @@ pub fn plan_run(args: &Common, console: &Console) -> anyhow::Result<()> {
             console,
         );
     }
-    let mut client = args.client()?;
+    let mut client = args.client(console)?;
     let bar = console.bar(cases.len() as u64, "plan");
     let mut show = |progress: Progress| bar.set_position(progress.done as u64);
     let run = plan::run_to_folder(&mut *client, &args.label(), &cases, &prompts, &options, &args.out, &mut show);
@@ -240,7 +241,7 @@ pub fn perception_run(args: &Common, console: &Console) -> anyhow::Result<()> {
         let requests = perception::pending(&args.label(), &cases, &prompts, &options, &args.out)?;
         return dry_run(args, &requests, cases.len(), console);
     }
-    let mut client = args.client()?;
+    let mut client = args.client(console)?;
     let bar = console.bar(cases.len() as u64, "perception");
     let mut show = |progress: Progress| bar.set_position(progress.done as u64);
     let run = perception::run_to_folder(&mut *client, &args.label(), &cases, &prompts, &options, &args.out, &mut show);
