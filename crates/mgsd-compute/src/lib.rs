@@ -30,7 +30,7 @@ pub use device::Device;
 pub use group::{Group, free_port};
 pub use mapped::MappedFile;
 pub use pool::{set_threads, threads};
-pub use tensor::{Dtype, SharedBytes, Tensor};
+pub use tensor::{Dtype, SharedBytes, Tensor, memory_taken};
 
 /// Whether an operation replaces its output or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

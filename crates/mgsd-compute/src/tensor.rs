@@ -1,5 +1,6 @@
 //! A matrix on a device.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +34,20 @@ impl Dtype {
 struct Line([f32; LINE]);
 
 const LINE: usize = 16;
+
+thread_local! {
+    static TAKEN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes that tensors have asked this thread's system or GPU for since the thread began, given back or not. A training
+/// step in its steady state does not change it.
+pub fn memory_taken() -> u64 {
+    TAKEN.get()
+}
+
+pub(crate) fn count_taken(bytes: usize) {
+    TAKEN.set(TAKEN.get() + bytes as u64);
+}
 
 /// Bytes that someone else owns, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -176,6 +191,7 @@ impl Tensor {
                     // Nothing has to survive, so the old block is freed before the new one is taken.
                     *lines = Vec::new();
                     *lines = vec![Line([0.0; LINE]); need];
+                    count_taken(need * size_of::<Line>());
                 }
             }
             Storage::Bf16 { .. } => panic!("Tensor::resize: a mapped Bf16 tensor is read-only"),

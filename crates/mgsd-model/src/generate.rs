@@ -17,6 +17,7 @@ use crate::decode::{Decoder, Token};
 use crate::error::{Error, Result};
 use crate::linear::Adapter;
 use crate::model::{Activations, Keep, Qwen3Vl};
+pub use crate::prefill::MOST_TOKENS as MOST_PROMPT_TOKENS;
 use crate::prefill::Prefill;
 use crate::processor::Prompt;
 use crate::sampling::{Sampler, Sampling, likeliest};
@@ -163,6 +164,9 @@ impl Chooser {
     }
 }
 
+/// The cache of [`Generator::generate`] grows by so many tokens.
+const ROOM: usize = 64;
+
 impl Generator {
     /// A generator that advances up to `slots` responses at once. Its cache is made, and made larger, as
     /// [`generate`](Self::generate) needs it; for [`submit`](Self::submit) call [`reserve`](Self::reserve) first.
@@ -198,6 +202,11 @@ impl Generator {
             }
             self.capacity = capacity;
         }
+    }
+
+    /// [`reserve`](Self::reserve) for at least so many tokens: what is a little longer another time finds room already.
+    pub fn make_room(&mut self, tokens: usize) {
+        self.reserve(tokens.next_multiple_of(ROOM));
     }
 
     /// Tokens of prompt and response that a slot holds.
@@ -266,7 +275,7 @@ impl Generator {
     ) -> Result<Vec<Completion>> {
         assert!(self.is_idle(), "generate needs a generator with nothing under way");
         let room = requests.iter().map(|r| r.prompt.ids.len() + r.max_new_tokens).max().unwrap_or(0);
-        self.reserve(room);
+        self.make_room(room);
         self.next_id = 0;
         for request in requests {
             self.submit(request.clone()).inspect_err(|_| self.waiting.clear())?;

@@ -13,7 +13,7 @@ use crate::processor::Prompt;
 use crate::text::Pass;
 
 /// Prompt tokens that are run in one pass; a longer prompt is run alone.
-const MOST_TOKENS: usize = 4096;
+pub const MOST_TOKENS: usize = 4096;
 
 /// Tokens whose keys and values serve several slots: token `rows[i]` goes to `slots[i]`, `places[i]` as well.
 #[derive(Default)]

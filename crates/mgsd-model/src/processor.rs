@@ -21,6 +21,11 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// Patches of all images.
+    pub fn patches(&self) -> usize {
+        self.images.iter().map(|image| image.grid.t * image.grid.h * image.grid.w).sum()
+    }
+
     /// The grids of the images in order.
     pub fn grids(&self) -> Vec<Grid> {
         self.images.iter().map(|image| image.grid).collect()

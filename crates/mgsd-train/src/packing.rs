@@ -121,6 +121,28 @@ pub(crate) fn runs(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {
     runs
 }
 
+/// A text of so many tokens that means nothing.
+pub(crate) fn filler(tokens: usize) -> Prompt {
+    Prompt { ids: vec![0; tokens], images: Vec::new() }
+}
+
+/// Which of `count` sequences of `tokens` each would make the largest batches when repeated: for each measure the one that
+/// has most of it a token. With how often it fits into `limit` tokens, at most `count` times.
+pub(crate) fn extremes(
+    count: usize,
+    tokens: impl Fn(usize) -> usize,
+    measures: &[&dyn Fn(usize) -> usize],
+    limit: usize,
+) -> Vec<(usize, usize)> {
+    let share = |measure: &dyn Fn(usize) -> usize, at: usize| measure(at) as f64 / tokens(at).max(1) as f64;
+    let most = |measure: &&dyn Fn(usize) -> usize| {
+        (0..count).max_by(|&one, &other| share(*measure, one).total_cmp(&share(*measure, other)))
+    };
+    let mut found: Vec<usize> = measures.iter().filter_map(most).collect();
+    found.dedup();
+    found.into_iter().map(|at| (at, (limit / tokens(at).max(1)).clamp(1, count))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +152,20 @@ mod tests {
         assert_eq!(runs(&[3, 3, 5, 1, 12, 2], 8), [0..2, 2..4, 4..5, 5..6]);
         assert!(runs(&[], 8).is_empty());
         assert_eq!(runs(&[20, 1], 8), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn the_densest_sequences_fill_the_largest_batches() {
+        // Tokens, patches and labels of three sequences.
+        let all = [(10, 40, 1), (20, 40, 10), (5, 0, 4)];
+        let find = |limit| {
+            let measures: [&dyn Fn(usize) -> usize; 2] = [&|at| all[at].1, &|at| all[at].2];
+            extremes(all.len(), |at| all[at].0, &measures, limit)
+        };
+        assert_eq!(find(12), [(0, 1), (2, 2)], "what fits");
+        assert_eq!(find(1_000), [(0, 3), (2, 3)], "no more sequences than a step has");
+        assert_eq!(find(1), [(0, 1), (2, 1)], "one that is too long is a batch of its own");
+        assert!(extremes(0, |_| 1, &[&|_| 1], 9).is_empty());
     }
 
     fn sample(labels: &str) -> Sample {

@@ -33,6 +33,9 @@ pub(crate) struct Gradients {
 pub(crate) trait Stage {
     /// Begins at `step`; called once, after a checkpoint was restored if there was one.
     fn start(&mut self, step: u64, steps: u64) -> Result<()>;
+    /// Runs the largest batches that step `step` could have, for no gain, so that all memory is taken before the first
+    /// step: what does not fit fails now, and nothing has to grow later.
+    fn rehearse(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<()>;
     /// Adds the gradients of step `step` (counted from 0) to those of the model, which are zero, and hands them to
     /// `reduction`, which is finished afterwards.
     fn gradients(&mut self, model: &mut Qwen3Vl, step: u64, reduction: &mut Reduction) -> Result<Gradients>;
@@ -101,6 +104,9 @@ impl Session<'_> {
         let open = || Recorder::open(&self.folder.path, self.recipe.metrics.tensorboard, self.done, self.steps);
         let mut recorder = writes.then(open).transpose()?;
         stage.start(self.done, self.steps)?;
+        if self.done < self.steps {
+            stage.rehearse(model, self.done)?;
+        }
         let owners = optimiser.owners();
         let mut last = Scalars::default();
         while self.done < self.steps {

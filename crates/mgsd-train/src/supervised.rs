@@ -2,7 +2,7 @@
 
 use crate::error::{Result, TrainError};
 use crate::metrics::Scalars;
-use crate::packing::{MicroBatch, Sample, runs};
+use crate::packing::{MicroBatch, Sample, extremes, filler, runs};
 use crate::passes::Passes;
 use crate::prefetch::{Pool, Prefetch, worker_count};
 use crate::recipe::Recipe;
@@ -100,18 +100,12 @@ impl<'a> Supervised<'a> {
         Self { recipe, samples_per_step, scale, source, config, pool, workers, prefetch, held_out, passes, world }
     }
 
-    /// This process's share of some numbers.
-    fn mine(&self, numbers: std::ops::Range<u64>) -> impl Iterator<Item = u64> + '_ {
-        numbers.filter(|number| self.world.is_mine(*number))
-    }
-
     fn held_out(&mut self) -> Result<&StepData> {
         if self.held_out.is_none() {
             let count = self.source.held_out_count(self.recipe.eval.samples);
-            let samples: Vec<Sample> = self
-                .mine(0..count as u64)
-                .map(|index| self.source.sample(Part::HeldOut, index))
-                .collect::<Result<_>>()?;
+            let numbers = self.world.mine(0..count as u64);
+            let samples: Vec<Sample> =
+                numbers.map(|index| self.source.sample(Part::HeldOut, index)).collect::<Result<_>>()?;
             let limit = self.recipe.batch.max_tokens_per_micro_batch;
             self.held_out = Some(pack(&samples, limit, &self.config, &Pool::default())?);
         }
@@ -142,12 +136,32 @@ impl Stage for Supervised<'_> {
         let limit = self.recipe.batch.max_tokens_per_micro_batch;
         let count = self.samples_per_step as u64;
         self.prefetch = Some(Prefetch::new(step, steps, self.workers, move |step| {
-            let samples: Vec<Sample> = (step * count..(step + 1) * count)
-                .filter(|index| world.is_mine(*index))
-                .map(|index| source.sample(Part::Train, index))
-                .collect::<Result<_>>()?;
+            let numbers = world.mine(step * count..(step + 1) * count);
+            let samples: Vec<Sample> = numbers.map(|index| source.sample(Part::Train, index)).collect::<Result<_>>()?;
             pack(&samples, limit, &config, &pool)
         }));
+        Ok(())
+    }
+
+    fn rehearse(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<()> {
+        let count = self.samples_per_step as u64;
+        let numbers = self.world.mine(step * count..(step + 1) * count);
+        let samples: Vec<Sample> = numbers.map(|at| self.source.sample(Part::Train, at)).collect::<Result<_>>()?;
+        let patches = |at: usize| samples[at].prompt.patches();
+        let labels = |at: usize| samples[at].labelled.iter().filter(|labelled| **labelled).count();
+        let limit = self.recipe.batch.max_tokens_per_micro_batch;
+        let mut micro = self.pool.take(|| MicroBatch::new(&self.config));
+        for (at, times) in extremes(samples.len(), |at| samples[at].prompt.ids.len(), &[&patches, &labels], limit) {
+            micro.clear();
+            (0..times).try_for_each(|_| micro.push(&samples[at]))?;
+            let rest = limit.saturating_sub(micro.batch.tokens());
+            if times < samples.len() && rest > 1 {
+                let name = samples[at].name.clone();
+                micro.push(&Sample { name, prompt: filler(rest), labelled: vec![true; rest] })?;
+            }
+            pass(&mut self.passes, model, &micro, 0.0, Some(Told::nobody()));
+        }
+        self.pool.give(micro);
         Ok(())
     }
 

@@ -160,6 +160,11 @@ impl World {
         number % self.size() as u64 == self.rank() as u64
     }
 
+    /// Those of some numbers whose samples are this process's.
+    pub fn mine(&self, numbers: std::ops::Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        numbers.filter(|number| self.is_mine(*number))
+    }
+
     /// Sums over all processes. All wait for each other here.
     pub fn sum<const COUNT: usize>(&self, mut numbers: [f64; COUNT]) -> [f64; COUNT] {
         if let Some(group) = &self.group {

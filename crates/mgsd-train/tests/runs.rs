@@ -2,12 +2,14 @@
 
 mod common;
 
-use common::{BOARDS, NEVER, contents, go, losses, recipe, tiny_model};
+use common::{BOARDS, NEVER, contents, device, go, losses, recipe, tiny_model};
+use mgsd_compute::memory_taken;
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_data::{opcd, perception_sft};
 use mgsd_tasks::{GenerateOptions, RenderOptions, Task};
-use mgsd_train::{Recipe, Scalars, TrainError};
+use mgsd_train::{Control, Progress, Recipe, Scalars, TrainError, World};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 /// Six steps straight and three, a stop, and three more give the same bytes.
 fn resumes_to_the_same_bytes(kind: &str, changes: &[&str]) {
@@ -50,6 +52,31 @@ fn opcd_of_all_weights_resumes_to_the_same_bytes() {
 fn opcd_of_an_adapter_with_an_averaging_teacher_resumes_to_the_same_bytes() {
     let changes = ["model.adapter={rank=4, alpha=8}", "optimiser.lr=1e-2", "opcd.teacher=ema", "opcd.ema_decay=0.5"];
     resumes_to_the_same_bytes("opcd", &changes);
+}
+
+/// What tensors took before the first step is known, and in all, in MiB.
+fn taken(kind: &str, changes: &[&str]) -> (f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let changes =
+        [changes, &["steps=12", "batch.samples_per_step=24", "batch.max_tokens_per_micro_batch=512"]].concat();
+    let (begin, first) = (memory_taken(), std::cell::Cell::new(None));
+    let progress = |_: &Progress| first.set(first.get().or(Some(memory_taken())));
+    let stop = AtomicBool::new(false);
+    let control =
+        Control { stop: &stop, resume: false, device: device(), world: World::alone(), progress: Some(&progress) };
+    mgsd_train::run(&recipe(kind, folder.path(), &changes), &control).unwrap();
+    let mib = |bytes: u64| (bytes - begin) as f64 / f64::from(1 << 20);
+    (mib(first.get().unwrap()), mib(memory_taken()))
+}
+
+#[test]
+fn memory_is_taken_before_the_first_step() {
+    let replay = ["data.mix=[{kind=\"plan_text\"}]", "opcd.replay_samples=6"];
+    for (kind, changes) in [("sft", &[][..]), ("opcd", &[]), ("opcd", &replay)] {
+        let (first, all) = taken(kind, changes);
+        // What is left to take: lists of rows, and batches of a mixture that the first step did not have.
+        assert!(all < 1.02 * first, "{kind} {changes:?}: {first:.2} MiB in the first step, {all:.2} MiB in all");
+    }
 }
 
 #[test]

@@ -54,6 +54,7 @@ impl Buffer {
         }
         check("cuMemAlloc", status);
         self.bytes = size;
+        crate::tensor::count_taken(size);
     }
 
     /// Every byte becomes zero.

@@ -7,7 +7,7 @@ mod teacher;
 
 use crate::error::{Result, TrainError};
 use crate::metrics::Scalars;
-use crate::packing::{MicroBatch, runs};
+use crate::packing::{MicroBatch, extremes, runs};
 use crate::passes::Passes;
 use crate::prefetch::{Prefetch, worker_count};
 use crate::random::derive;
@@ -21,6 +21,7 @@ use mgsd_compute::Tensor;
 use mgsd_compute::ops::loss::{self, Clip, Divergence, Grads};
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::{Keep, Qwen3Vl};
+use mgsd_model::processor::Prompt;
 use mgsd_model::reduction::{Reduction, Told};
 use mgsd_model::sampling::Sampling;
 use mgsd_model::weights::Array;
@@ -110,15 +111,14 @@ impl Distillation<'_> {
     fn micro_step(
         &mut self,
         model: &mut Qwen3Vl,
-        boards: &[BoardRow],
-        responses: &[Response],
+        answers: &[(&BoardRow, &Response)],
         weight: f32,
         sums: &mut Sums,
         told: Told,
     ) -> Result<()> {
         self.student_micro.clear();
         self.teacher_micro.clear();
-        for (board, response) in boards.iter().zip(responses) {
+        for (board, response) in answers {
             self.student_micro.push_response(&board.name, &board.student, &response.ids)?;
             self.teacher_micro.push_response(&board.name, &board.teacher, &response.ids)?;
         }
@@ -127,13 +127,13 @@ impl Distillation<'_> {
         sums.teacher_seconds += began.elapsed().as_secs_f64();
         let began = Instant::now();
         self.passes.forward(model, &self.student_micro, Adapter::On, Keep::ForBackward);
-        sums.loss += self.loss(model, responses, weight);
+        sums.loss += self.loss(model, answers, weight);
         self.passes.backward(model, &self.student_micro, told);
         sums.update_seconds += began.elapsed().as_secs_f64();
         let stats = &self.passes.stats;
         let gaps = stats.log_prob.iter().zip(&self.teacher_log_probs);
         sums.sampled_kl += gaps.map(|(mine, theirs)| f64::from(mine - theirs)).sum::<f64>();
-        let sampled = responses.iter().flat_map(|response| &response.log_probs);
+        let sampled = answers.iter().flat_map(|(_, response)| &response.log_probs);
         let gap = stats.log_prob.iter().zip(sampled).map(|(now, then)| f64::from((now - then).abs()));
         sums.sampler_gap = gap.fold(sums.sampler_gap, f64::max);
         sums.entropy += stats.entropy.iter().map(|&entropy| f64::from(entropy)).sum::<f64>();
@@ -141,7 +141,7 @@ impl Distillation<'_> {
     }
 
     /// The loss of `self.student_micro` and the gradient of its hidden states.
-    fn loss(&mut self, model: &mut Qwen3Vl, responses: &[Response], weight: f32) -> f64 {
+    fn loss(&mut self, model: &mut Qwen3Vl, answers: &[(&BoardRow, &Response)], weight: f32) -> f64 {
         let settings = &self.recipe.opcd;
         let targets = &self.student_micro.targets;
         let weights = self.passes.weights(targets.len(), weight);
@@ -161,7 +161,7 @@ impl Distillation<'_> {
         } else {
             loss::log_probs(stats, &self.teacher_hidden, teacher_head, targets);
             self.teacher_log_probs.clone_from(&stats.log_prob);
-            let old: Vec<f32> = responses.iter().flat_map(|response| response.log_probs.iter().copied()).collect();
+            let old: Vec<f32> = answers.iter().flat_map(|(_, response)| response.log_probs.iter().copied()).collect();
             let advantage: Vec<f32> =
                 self.teacher_log_probs.iter().zip(&old).map(|(theirs, mine)| theirs - mine).collect();
             let clip = Clip { low: settings.clip_low, high: settings.clip_high, dual: settings.clip_dual };
@@ -173,11 +173,8 @@ impl Distillation<'_> {
     }
 
     /// Cuts the step where student and teacher sequences both fit the limit.
-    fn cuts(&self, boards: &[BoardRow], responses: &[Response]) -> Vec<std::ops::Range<usize>> {
-        let longer = |(board, response): (&BoardRow, &Response)| {
-            board.student.ids.len().max(board.teacher.ids.len()) + response.ids.len()
-        };
-        let lengths: Vec<usize> = boards.iter().zip(responses).map(longer).collect();
+    fn cuts(&self, answers: &[(&BoardRow, &Response)]) -> Vec<std::ops::Range<usize>> {
+        let lengths: Vec<usize> = answers.iter().map(|(board, response)| board.longer() + response.ids.len()).collect();
         runs(&lengths, self.recipe.batch.max_tokens_per_micro_batch)
     }
 }
@@ -188,10 +185,36 @@ impl Stage for Distillation<'_> {
         let count = self.recipe.batch.samples_per_step as u64;
         let world = self.world.clone();
         self.prefetch = Some(Prefetch::new(step, steps, self.workers, move |step| {
-            let mine = (step * count..(step + 1) * count).filter(|index| world.is_mine(*index));
+            let mine = world.mine(step * count..(step + 1) * count);
             mine.map(|index| Ok((index, rows.row(Part::Train, index)?))).collect()
         }));
         self.replay.as_mut().map_or(Ok(()), |replay| replay.start(step, steps))
+    }
+
+    fn rehearse(&mut self, model: &mut Qwen3Vl, step: u64) -> Result<()> {
+        let count = self.recipe.batch.samples_per_step as u64;
+        let numbers = self.world.mine(step * count..(step + 1) * count);
+        let boards: Vec<BoardRow> = numbers.map(|at| self.rows.row(Part::Train, at)).collect::<Result<_>>()?;
+        let longest = self.recipe.opcd.max_new_tokens;
+        self.roller.rehearse(model, &boards, longest)?;
+        let limit = self.recipe.batch.max_tokens_per_micro_batch;
+        // Most patches where answers are short, most predictions where they are long.
+        let patches = |at: usize| boards[at].student.patches();
+        let measures: [(usize, &dyn Fn(usize) -> usize); 2] = [(1, &patches), (longest, &|_| longest)];
+        for (length, measure) in measures {
+            let response = Response::of_length(length);
+            for (at, times) in extremes(boards.len(), |at| boards[at].longer() + length, &[measure], limit) {
+                let board = &boards[at];
+                let rest = |prompt: &Prompt| limit.saturating_sub(times * (prompt.ids.len() + length) + 1);
+                let (end, last) = (board.filler(rest(&board.student), rest(&board.teacher)), Response::of_length(1));
+                let mut answers = vec![(board, &response); times];
+                if times < boards.len() && rest(&board.student).min(rest(&board.teacher)) > 0 {
+                    answers.push((&end, &last));
+                }
+                self.micro_step(model, &answers, 0.0, &mut Sums::default(), Told::nobody())?;
+            }
+        }
+        self.replay.as_mut().map_or(Ok(()), |replay| replay.rehearse(model, step))
     }
 
     fn gradients(&mut self, model: &mut Qwen3Vl, step: u64, reduction: &mut Reduction) -> Result<Gradients> {
@@ -212,11 +235,12 @@ impl Stage for Distillation<'_> {
         let mut sums = Sums::default();
         let mut through = 0;
         let weight = (1.0 / tokens) as f32;
-        for cut in self.cuts(&boards, &responses) {
+        let answers: Vec<(&BoardRow, &Response)> = boards.iter().zip(&responses).collect();
+        for cut in self.cuts(&answers) {
             // What is replayed adds to the same gradients afterwards.
             let last = cut.end == boards.len() && self.replay.is_none();
             let told = if last { reduction.last() } else { Told::nobody() };
-            self.micro_step(model, &boards[cut.clone()], &responses[cut], weight, &mut sums, told)?;
+            self.micro_step(model, &answers[cut], weight, &mut sums, told)?;
             through += self.student_micro.batch.tokens();
         }
         if self.replay.is_none() {
@@ -259,7 +283,7 @@ impl Stage for Distillation<'_> {
             Some(boards) => boards,
             None => {
                 let count = self.rows.validation_count(self.recipe.eval.samples);
-                let mine = (0..count as u64).filter(|index| self.world.is_mine(*index));
+                let mine = self.world.mine(0..count as u64);
                 mine.map(|index| Ok((index, self.rows.row(Part::HeldOut, index)?))).collect::<Result<_>>()?
             }
         };

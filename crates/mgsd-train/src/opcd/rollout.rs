@@ -3,12 +3,13 @@
 use super::rows::BoardRow;
 use crate::error::{Result, TrainError};
 use crate::metrics::Scalars;
+use crate::packing::{extremes, filler};
 use crate::recipe::Recipe;
 use crate::world::World;
-use mgsd_model::generate::{Completion, Finish, Generator, Request};
+use mgsd_model::generate::{Completion, Finish, Generator, MOST_PROMPT_TOKENS, Request};
 use mgsd_model::linear::Adapter;
 use mgsd_model::model::Qwen3Vl;
-use mgsd_model::processor::Processor;
+use mgsd_model::processor::{Processor, Prompt};
 use mgsd_model::sampling::Sampling;
 use mgsd_tasks::Task;
 use mgsd_tasks::score::training::TrainingScore;
@@ -22,6 +23,13 @@ pub(super) struct Response {
     pub(super) log_probs: Vec<f32>,
     cut: bool,
     score: Option<TrainingScore>,
+}
+
+impl Response {
+    /// One that takes as much memory as an answer of so many tokens.
+    pub(super) fn of_length(tokens: usize) -> Self {
+        Self { ids: vec![0; tokens], log_probs: vec![0.0; tokens], cut: true, score: None }
+    }
 }
 
 /// Generates and scores.
@@ -44,6 +52,41 @@ impl Roller {
         Ok(Self { generator, processor, stop })
     }
 
+    /// Makes room for answers of so many tokens, and runs the largest pass of prompts, all prompts, and a step after them.
+    pub(super) fn rehearse(&mut self, model: &Qwen3Vl, boards: &[BoardRow], max_new_tokens: usize) -> Result<()> {
+        let length = |at: usize| boards[at].student.ids.len();
+        let mut prompts = Vec::new();
+        let patches = |at: usize| boards[at].student.patches();
+        for (at, times) in extremes(boards.len(), length, &[&patches], MOST_PROMPT_TOKENS) {
+            // Each with another end, since the same prompt would be run once.
+            prompts.extend((0..times).map(|end| {
+                let mut prompt = Prompt::clone(&boards[at].student);
+                prompt.ids.splice(length(at) - 1.., [end as u32]);
+                Arc::new(prompt)
+            }));
+            let rest = MOST_PROMPT_TOKENS.saturating_sub(times * length(at));
+            if times < boards.len() && rest > 0 {
+                prompts.push(Arc::new(filler(rest)));
+            }
+        }
+        prompts.extend(boards.iter().map(|board| Arc::clone(&board.student)));
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+        self.generator.make_room(longest + max_new_tokens);
+        let request = |prompt| Request {
+            prompt,
+            sampling: Sampling::policy(0),
+            max_new_tokens: max_new_tokens.min(2),
+            stop: self.stop.clone(),
+        };
+        let requests: Vec<Request> = prompts.into_iter().map(request).collect();
+        self.generate(model, &requests).map(drop)
+    }
+
+    fn generate(&mut self, model: &Qwen3Vl, requests: &[Request]) -> Result<Vec<Completion>> {
+        let completions = self.generator.generate(model, requests, Adapter::On, &mut |_| {});
+        completions.map_err(TrainError::other("rollout"))
+    }
+
     /// One answer a board. `sampling` gives the settings for the board at an index.
     pub(super) fn responses(
         &mut self,
@@ -59,10 +102,7 @@ impl Roller {
             stop: self.stop.clone(),
         };
         let requests: Vec<Request> = boards.iter().enumerate().map(request).collect();
-        let completions = self
-            .generator
-            .generate(model, &requests, Adapter::On, &mut |_| {})
-            .map_err(TrainError::other("rollout"))?;
+        let completions = self.generate(model, &requests)?;
         boards.iter().zip(completions).map(|(board, completion)| self.response(board, completion)).collect()
     }
 

@@ -4,6 +4,7 @@ use crate::boards::BoardStream;
 use crate::error::{Result, TrainError};
 use crate::examples::Conversation;
 use crate::mixture::Epochs;
+use crate::packing::filler;
 use crate::random::derive;
 use crate::recipe::Recipe;
 use crate::source::Part;
@@ -31,6 +32,19 @@ pub(super) struct BoardRow {
     pub(super) student: Arc<Prompt>,
     /// Symbolic state, no picture.
     pub(super) teacher: Prompt,
+}
+
+impl BoardRow {
+    /// Tokens of the longer of the two prompts.
+    pub(super) fn longer(&self) -> usize {
+        self.student.ids.len().max(self.teacher.ids.len())
+    }
+
+    /// Nothing of meaning, with prompts of so many tokens.
+    pub(super) fn filler(&self, student: usize, teacher: usize) -> Self {
+        let (student, teacher) = (Arc::new(filler(student)), filler(teacher));
+        Self { name: self.name.clone(), task: None, case: None, student, teacher }
+    }
 }
 
 /// Where rows come from.
