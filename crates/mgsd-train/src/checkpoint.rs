@@ -41,8 +41,8 @@ pub struct Best {
 /// The folder of a run.
 pub(crate) struct RunFolder {
     pub(crate) path: PathBuf,
-    /// The model folder that an adapter belongs to.
-    pub(crate) base: PathBuf,
+    /// Name or folder of the model that an adapter belongs to.
+    pub(crate) base: String,
     /// Settings of the adapter, when one is trained.
     pub(crate) adapter: Option<LoraConfig>,
 }
@@ -120,7 +120,7 @@ impl RunFolder {
     /// The adapter alone when there is one, else the whole model.
     fn write_model(&self, model: &Qwen3Vl, folder: &Path) -> Result<()> {
         let written = match &self.adapter {
-            Some(config) => model.save_adapter(folder, &self.base.to_string_lossy(), config),
+            Some(config) => model.save_adapter(folder, &self.base, config),
             None => model.save(folder),
         };
         written.map_err(TrainError::other(format!("writing the weights to {}", folder.display())))

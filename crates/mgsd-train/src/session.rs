@@ -68,7 +68,9 @@ pub(crate) fn open<'a>(
     control: &'a Control<'a>,
     steps: u64,
 ) -> Result<(Session<'a>, Option<PathBuf>)> {
-    let folder = RunFolder { path: recipe.model.out.clone(), base: recipe.model.base.clone(), adapter: None };
+    let model = &recipe.model;
+    let base = model.base_name.clone().unwrap_or_else(|| model.base.to_string_lossy().into_owned());
+    let folder = RunFolder { path: model.out.clone(), base, adapter: None };
     let latest = folder.latest();
     if let (Some(found), false) = (&latest, control.resume) {
         return Err(TrainError::file(

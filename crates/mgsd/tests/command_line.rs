@@ -148,6 +148,16 @@ fn a_name_of_the_hub_is_found_in_the_cache() {
         let output = chat(name);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+    std::fs::write(folder.join("r.toml"), RECIPE).expect("a recipe");
+    let trained = std::process::Command::new(env!("CARGO_BIN_EXE_mgsd"))
+        .args(["train", "sft", "r.toml", "--set", "model.base=org/tiny", "--set", "model.adapter={rank=2, alpha=4}"])
+        .envs([("HF_HUB_CACHE", folder.join("hub")), ("HF_HUB_OFFLINE", "1".into())])
+        .current_dir(folder)
+        .output()
+        .expect("the binary runs");
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let adapter = std::fs::read_to_string(folder.join("run/adapter/adapter_config.json")).expect("an adapter");
+    assert!(adapter.contains(r#""base_model_name_or_path": "org/tiny""#), "{adapter}");
     let error = String::from_utf8(chat("org/other").stderr).expect("UTF-8");
     assert!(error.starts_with("error: org/other is neither a folder") && error.contains("HF_HUB_OFFLINE"), "{error}");
 }

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 pub struct Model {
     /// Hugging Face model folder to start from (`mgsd train` also takes a name on the hub). For `pretrain`: the folder with the configuration and tokenizer files.
     pub base: PathBuf,
+    /// What an adapter's files call the base. Default: `base`, or the name on the hub that it was given by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_name: Option<String>,
     /// Folder of the run: checkpoints, metrics, and the result in `model/` or `adapter/`.
     pub out: PathBuf,
     /// Start from random weights drawn with `seed` instead of the weights in `base`. Default: true for `pretrain`.

@@ -55,6 +55,9 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             args.kind.kind()
         );
     }
+    if let Some(name) = mgsd_hub::named(&recipe.model.base) {
+        recipe.model.base_name.get_or_insert(name.repo);
+    }
     recipe.model.base = super::model_folder(&recipe.model.base, console)?;
     recipe.opcd.teacher_model = super::model_folder_of(recipe.opcd.teacher_model.as_ref(), console)?;
     // On a terminal the run draws its own bar; elsewhere a line now and then says how far it is.
