@@ -131,6 +131,24 @@ fn when_one_process_dies_the_run_ends_and_says_so() {
 }
 
 #[test]
+fn an_evaluation_by_several_processes_is_refused_before_it_writes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "m");
+    boards(folder, "maze", "3");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_mgsd"))
+        .args(["eval", "plan", "--model", "m", "--data", "data", "--device", "cpu", "--out", "out"])
+        .envs([("RANK", "1"), ("WORLD_SIZE", "4")])
+        .current_dir(folder)
+        .output()
+        .expect("the binary runs");
+    let error = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("process 1 of 4") && error.contains("--endpoint"), "{error}");
+    assert!(!folder.join("out").exists());
+}
+
+#[test]
 fn a_name_of_the_hub_is_found_in_the_cache() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();

@@ -25,6 +25,16 @@ pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
     rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().context("cannot start the worker threads")
 }
 
+/// Refuses to run as one of several processes what would write the same files in each; `instead` says how work is shared.
+pub fn alone(instead: &str) -> anyhow::Result<()> {
+    match Place::from_environment(|name| std::env::var(name).ok())? {
+        None => Ok(()),
+        Some(Place { rank, size, .. }) => {
+            anyhow::bail!("this is process {rank} of {size}, but the command is for one process; {instead}")
+        }
+    }
+}
+
 /// The folder that is meant by `given`: itself, or that of a model by its name on the Hugging Face Hub, which is fetched if
 /// it is not in the cache.
 pub fn model_folder(given: &Path, console: &Console) -> anyhow::Result<PathBuf> {

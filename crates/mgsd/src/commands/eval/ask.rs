@@ -3,7 +3,7 @@
 use super::endpoint::EndpointArgs;
 use crate::commands::model::Pixels;
 use crate::commands::tasks::tile_set;
-use crate::commands::{Devices, model_folder, model_folder_of};
+use crate::commands::{Devices, alone, model_folder, model_folder_of};
 use crate::console::Console;
 use anyhow::{Context, bail};
 use mgsd_data::{benchmarks, folder, prompts::Prompts};
@@ -202,6 +202,7 @@ pub fn plan_run(args: &Common, console: &Console) -> anyhow::Result<()> {
             console,
         );
     }
+    alone(SEVERAL)?;
     let mut client = args.client(console)?;
     let bar = console.bar(cases.len() as u64, "plan");
     let mut show = |progress: Progress| bar.set_position(progress.done as u64);
@@ -241,6 +242,7 @@ pub fn perception_run(args: &Common, console: &Console) -> anyhow::Result<()> {
         let requests = perception::pending(&args.label(), &cases, &prompts, &options, &args.out)?;
         return dry_run(args, &requests, cases.len(), console);
     }
+    alone(SEVERAL)?;
     let mut client = args.client(console)?;
     let bar = console.bar(cases.len() as u64, "perception");
     let mut show = |progress: Progress| bar.set_position(progress.done as u64);
@@ -261,6 +263,10 @@ pub fn perception_run(args: &Common, console: &Console) -> anyhow::Result<()> {
     console.result(&run.summary)?;
     unanswered(run.rows.iter().filter(|row| row.error.is_some()).count(), run.rows.len(), cases.len())
 }
+
+/// How an evaluation is shared.
+const SEVERAL: &str = "several GPUs of a machine share the boards with --device cuda:0,cuda:1, several machines with \
+                       `mgsd serve` on each and --endpoint URL URL";
 
 /// Requests, tokens and cost, where an endpoint counts them.
 fn used(args: &Common, client: &dyn Client, tokens: &Tokens, console: &Console) -> anyhow::Result<()> {
