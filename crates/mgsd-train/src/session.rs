@@ -128,6 +128,8 @@ impl Session<'_> {
                 let checkpoint = self.save(model, &mut optimiser, stage)?;
                 if stop {
                     recorder.iter().for_each(Recorder::finish);
+                    // Who leaves earlier may take the one that writes along.
+                    self.control.world.sum([0.0]);
                     return Err(TrainError::Interrupted { step: self.done, checkpoint });
                 }
             }

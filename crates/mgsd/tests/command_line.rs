@@ -96,6 +96,47 @@ fn processes_that_share_a_run_train_what_one_trains() {
     assert!(folder.join("b/model/model.safetensors").is_file());
 }
 
+#[cfg(unix)]
+#[test]
+fn a_launcher_passes_signals_on_and_nobody_outlives_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    tiny_model(folder, "model");
+    std::fs::write(folder.join("r.toml"), RECIPE).expect("a recipe");
+    let metrics = folder.join("run/metrics.jsonl");
+    let lines = || std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
+    let signal = |name: &str, process: u32| {
+        let sent = std::process::Command::new("kill").args([name, &process.to_string()]).status().expect("kill");
+        assert!(sent.success());
+    };
+    // Asked to stop, they write a checkpoint; killed itself, the launcher takes them along and they do so too.
+    for (name, said) in [("-INT", true), ("-KILL", false)] {
+        let mut launcher = std::process::Command::new(env!("CARGO_BIN_EXE_mgsd"))
+            .args(["launch", "--processes", "2", "train", "sft", "r.toml", "--resume", "--set", "steps=100000"])
+            .current_dir(folder)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let before = lines();
+        while lines() < before + 2 {
+            assert!(launcher.try_wait().expect("a process").is_none(), "ended before its second step");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        signal(name, launcher.id());
+        // The pipe is open until the last of them has ended.
+        let left = launcher.wait_with_output().expect("ended");
+        let error = String::from_utf8(left.stderr).expect("UTF-8");
+        assert!(error.contains("stopped after step"), "{name}: {error}");
+        assert!(!left.status.success());
+        assert_eq!(error.contains("and with it the run"), said, "{name}: {error}");
+    }
+    let steps = |name: std::ffi::OsString| name.to_string_lossy().strip_prefix("checkpoint-")?.parse::<usize>().ok();
+    let newest =
+        std::fs::read_dir(folder.join("run")).expect("the run").filter_map(|entry| steps(entry.ok()?.file_name()));
+    assert_eq!(newest.max(), Some(lines()), "the newest checkpoint is of the last step");
+}
+
 #[test]
 fn when_one_process_dies_the_run_ends_and_says_so() {
     let folder = tempfile::tempdir().expect("a folder");
