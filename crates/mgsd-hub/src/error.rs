@@ -48,6 +48,14 @@ pub enum Error {
         /// What happened.
         why: String,
     },
+    /// What came is not what was announced.
+    #[error("{file} of {name} has another checksum than the hub says and was thrown away; call again to fetch it anew")]
+    Damaged {
+        /// The model.
+        name: Name,
+        /// The file.
+        file: String,
+    },
     /// The hub's answer makes no sense.
     #[error("{name}: {endpoint} answers something unexpected: {why}")]
     Answer {

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::settings::Settings;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path, PathBuf};
@@ -51,6 +52,8 @@ struct Wanted {
     /// What its bytes are called in the cache: the same as the hub's entity tag.
     etag: String,
     size: u64,
+    /// Whether that is the SHA-256 of its bytes, as it is for large files; of others it is a hash of git's.
+    summed: bool,
 }
 
 /// Bytes asked for at a time: what is lost at most when a connection breaks off.
@@ -78,13 +81,14 @@ pub(crate) fn model(
     let missing: Vec<&Wanted> = wanted.iter().filter(|wanted| !repo.blob(&wanted.etag).exists()).collect();
     let total = missing.iter().map(|wanted| wanted.size).sum();
     let mut done = 0;
-    for Wanted { file, etag, size } in missing {
+    for wanted in missing {
+        let Wanted { file, etag, size, .. } = wanted;
         let mut tell = |there: u64| watch(&Progress { file, done: done + there, total });
         tell(0);
         let _lock = repo.lock(etag)?;
         // The Python library may have fetched it meanwhile.
         if !repo.blob(etag).exists() {
-            hub.fetch(&commit, file, *size, &repo.blob(etag), &mut tell)?;
+            hub.fetch(&commit, wanted, &repo.blob(etag), &mut tell)?;
         }
         done += size;
     }
@@ -162,17 +166,20 @@ impl<'a> Hub<'a> {
         }
         let useful = answer.siblings.into_iter().filter(|sibling| is_of_use(&sibling.rfilename));
         let wanted = useful.map(|Sibling { rfilename: file, size, blob_id, lfs }| {
+            let summed = lfs.is_some();
             let etag = lfs.map(|lfs| lfs.sha256).or(blob_id).filter(|etag| is_hash(etag));
             match (etag, size) {
-                (Some(etag), Some(size)) if is_plain(&file) => Ok(Wanted { file, etag, size }),
+                (Some(etag), Some(size)) if is_plain(&file) => Ok(Wanted { file, etag, size, summed }),
                 _ => Err(odd(format!("a file {file:?} without a usable name, hash or size"))),
             }
         });
         Ok((answer.sha, wanted.collect::<Result<_>>()?))
     }
 
-    /// One file of `size` bytes to `to`, which is there when it is whole.
-    fn fetch(&self, commit: &str, file: &str, size: u64, to: &Path, tell: &mut dyn FnMut(u64)) -> Result<()> {
+    /// One file to `to`, which is there when it is whole.
+    fn fetch(&self, commit: &str, wanted: &Wanted, to: &Path, tell: &mut dyn FnMut(u64)) -> Result<()> {
+        let Wanted { file, etag, size, summed } = wanted;
+        let size = *size;
         make_folder_of(to)?;
         let part = to.with_extension("incomplete");
         let opened = File::options().create(true).append(true).read(true).open(&part);
@@ -183,7 +190,7 @@ impl<'a> Hub<'a> {
             out.set_len(0).map_err(Error::cache(&part))?;
             there = 0;
         }
-        let broken = |why| Error::Broken { name: self.name.clone(), file: file.into(), why };
+        let broken = |why| Error::Broken { name: self.name.clone(), file: file.clone(), why };
         let mut vain = 0;
         while there < size {
             let before = there;
@@ -201,6 +208,10 @@ impl<'a> Hub<'a> {
             }
             tell(there);
         }
+        if *summed && sum(&mut out).map_err(Error::cache(&part))? != etag.to_lowercase() {
+            std::fs::remove_file(&part).map_err(Error::cache(&part))?;
+            return Err(Error::Damaged { name: self.name.clone(), file: file.clone() });
+        }
         out.sync_all().and_then(|()| std::fs::rename(&part, to)).map_err(Error::cache(&part))
     }
 
@@ -214,6 +225,8 @@ impl<'a> Hub<'a> {
             // A server that knows no ranges sends everything.
             out.set_len(0).map_err(disk)?;
             (*there, end) = (0, size);
+        } else if !begins_at(&response, *there) {
+            return Err(Trouble::Final("another part came than was asked for".into()));
         }
         let mut body = response.body_mut().as_reader().take(end - *there);
         let mut room = vec![0; 1 << 20];
@@ -271,6 +284,25 @@ impl<'a> Hub<'a> {
             }
         }
         what()
+    }
+}
+
+/// Whether `Content-Range: bytes BEGIN-END/SIZE` begins there.
+fn begins_at(response: &Response<Body>, begin: u64) -> bool {
+    let range = response.headers().get("content-range").and_then(|range| range.to_str().ok());
+    let first = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+    first == Some(begin)
+}
+
+/// The SHA-256 of a file in hexadecimal.
+fn sum(file: &mut File) -> io::Result<String> {
+    file.seek(SeekFrom::Start(0))?;
+    let (mut sum, mut room) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut room)? {
+            0 => return Ok(sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            count => sum.update(&room[..count]),
+        }
     }
 }
 

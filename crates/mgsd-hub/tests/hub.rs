@@ -1,6 +1,7 @@
 //! Fetching from a hub that lives in the test, with all that hubs and networks do.
 
 use mgsd_hub::{Error, Name, Settings, folder, named};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -95,7 +96,7 @@ fn answer(
         let siblings: Vec<String> = files
             .iter()
             .map(|(name, bytes)| {
-                let (size, hash) = (bytes.len(), etag(name));
+                let (size, hash) = (bytes.len(), etag(name, bytes));
                 match name.ends_with(".safetensors") {
                     true => {
                         format!(r#"{{"rfilename":"{name}","size":{size},"blobId":"00","lfs":{{"sha256":"{hash}"}}}}"#)
@@ -120,14 +121,20 @@ fn answer(
         Some(begin.parse::<usize>().ok()?..end.parse::<usize>().ok()? + 1)
     });
     match range {
-        Some(range) => reply("206 Partial Content", "", &bytes[range], sent),
+        Some(range) => {
+            let header = format!("Content-Range: bytes {}-{}/{}\r\n", range.start, range.end - 1, bytes.len());
+            reply("206 Partial Content", &header, &bytes[range], sent)
+        }
         None => reply("200 OK", "", bytes, sent),
     }
 }
 
-/// Something of the right form, different for each file.
-fn etag(name: &str) -> String {
-    name.bytes().fold(String::new(), |all, byte| format!("{all}{byte:02x}")).chars().cycle().take(64).collect()
+/// The SHA-256 of a large file; of a small one something of the right form, different for each.
+fn etag(name: &str, bytes: &[u8]) -> String {
+    if name.ends_with(".safetensors") {
+        return Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    }
+    name.bytes().fold(String::new(), |all, byte| format!("{all}{byte:02x}")).chars().cycle().take(40).collect()
 }
 
 fn bytes(count: usize, seed: usize) -> Vec<u8> {
@@ -184,7 +191,10 @@ fn a_model_is_fetched_once_into_the_layout_of_the_python_library() {
     assert_eq!(found, root.join("snapshots").join(COMMIT));
     assert_eq!(std::fs::read_to_string(root.join("refs/main")).unwrap(), COMMIT);
     let blob = std::fs::canonicalize(found.join("model-1.safetensors")).unwrap();
-    assert_eq!(blob, std::fs::canonicalize(root.join("blobs").join(etag("model-1.safetensors"))).unwrap());
+    assert_eq!(
+        blob,
+        std::fs::canonicalize(root.join("blobs").join(etag("model-1.safetensors", &bytes(300_000, 2)))).unwrap()
+    );
     let asked = hub.asked().len();
     assert_eq!(fetch(&settings).unwrap(), found);
     assert_eq!(fetch(&Settings { offline: true, ..settings.clone() }).unwrap(), found);
@@ -216,7 +226,8 @@ fn what_an_earlier_call_left_is_kept_and_too_much_is_not() {
         std::fs::create_dir_all(&blobs).unwrap();
         let mut part = bytes(400_001, 3);
         part.resize(left, 0);
-        std::fs::write(blobs.join(etag("model-2.safetensors")).with_extension("incomplete"), part).unwrap();
+        std::fs::write(blobs.join(etag("model-2.safetensors", &bytes(400_001, 3))).with_extension("incomplete"), part)
+            .unwrap();
         is_complete(&fetch(&hub.settings(cache.path())).unwrap());
         let range = range.replace("399999", "400000");
         assert!(
@@ -225,6 +236,35 @@ fn what_an_earlier_call_left_is_kept_and_too_much_is_not() {
             hub.asked()
         );
     }
+}
+
+#[test]
+fn what_was_damaged_on_the_disk_is_noticed_and_fetched_anew() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub::start(&model(), Manners { ranges: true, ..Manners::default() });
+    let blobs = cache.path().join("models--org--model/blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let part = blobs.join(etag("model-2.safetensors", &bytes(400_001, 3))).with_extension("incomplete");
+    // As after a power cut: the length is right, what was not on the disk yet is zero.
+    std::fs::write(part, vec![0; 100_000]).unwrap();
+    let text = fetch(&hub.settings(cache.path())).unwrap_err().to_string();
+    assert!(text.contains("model-2.safetensors") && text.contains("checksum"), "{text}");
+    is_complete(&fetch(&hub.settings(cache.path())).unwrap());
+}
+
+#[test]
+fn a_large_file_comes_in_pieces() {
+    let cache = tempfile::tempdir().unwrap();
+    let large = bytes(100 << 20, 6);
+    let mut files = model();
+    files.retain(|(name, _)| !name.contains("safetensors"));
+    files.push(("model.safetensors", large.clone()));
+    let hub = Hub::start(&files, Manners { ranges: true, ..Manners::default() });
+    let found = fetch(&hub.settings(cache.path())).unwrap();
+    assert!(std::fs::read(found.join("model.safetensors")).unwrap() == large);
+    let asked = hub.asked();
+    let pieces: Vec<&String> = asked.iter().filter(|line| line.contains("model.safetensors bytes=")).collect();
+    assert_eq!(pieces.len(), 2, "{pieces:?}");
 }
 
 #[test]
@@ -294,7 +334,7 @@ fn an_answer_that_would_lead_out_of_the_cache_is_refused() {
     for (file, hash) in [("..json", "../../x"), ("a\\\\b.json", "")] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let hash = if hash.is_empty() { etag("x") } else { hash.to_string() };
+        let hash = if hash.is_empty() { etag("x", b"") } else { hash.to_string() };
         let body = format!(r#"{{"sha":"{COMMIT}","siblings":[{{"rfilename":"{file}","size":1,"blobId":"{hash}"}}]}}"#);
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
