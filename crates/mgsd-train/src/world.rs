@@ -89,7 +89,9 @@ impl Place {
 }
 
 fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T> {
-    let wrong = || TrainError::other(name.to_string())(format!("is {text:?}; expected a number"));
+    let wrong = || {
+        TrainError::other(name.to_string())(format!("is {text:?}; expected a whole number, for a port at most 65535"))
+    };
     text.trim().parse().map_err(|_| wrong())
 }
 

@@ -38,7 +38,8 @@ pub fn run(args: &Args, global: &[String]) -> anyhow::Result<()> {
         args.command.first().map_or("", String::as_str)
     );
     if args.gpus.is_some() {
-        let there = mgsd_compute::cuda::Cuda::count().map_err(anyhow::Error::msg)?;
+        let there = mgsd_compute::cuda::Cuda::count();
+        let there = there.map_err(|why| anyhow::anyhow!("--gpus: {why}; --processes {count} shares the CPU"))?;
         anyhow::ensure!(there >= count, "--gpus is {count}, but the driver shows {there}");
     }
     let program = std::env::current_exe().context("the path of this program")?;
