@@ -106,7 +106,8 @@ fn a_launcher_passes_signals_on_and_nobody_outlives_it() {
     let metrics = folder.join("run/metrics.jsonl");
     let lines = || std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
     let signal = |name: &str, process: u32| {
-        let sent = std::process::Command::new("kill").args([name, &process.to_string()]).status().expect("kill");
+        let sent =
+            std::process::Command::new("sh").args(["-c", &format!("kill {name} {process}")]).status().expect("sh");
         assert!(sent.success());
     };
     // Asked to stop, they write a checkpoint; killed itself, the launcher takes them along and they do so too.
