@@ -126,12 +126,12 @@ impl World {
         Self::default()
     }
 
-    /// Joins the others, if there are any. `device` is this process's own: a GPU for each or the CPU for all.
+    /// Joins the others. `device` is this process's own: a GPU for each or the CPU for all.
     ///
     /// # Errors
     /// Who did not come, or does not fit.
-    pub fn join(place: Option<&Place>, device: Device) -> Result<Self> {
-        let Some(Place { rank, size, address, .. }) = place else { return Ok(Self::alone()) };
+    pub fn join(place: &Place, device: Device) -> Result<Self> {
+        let Place { rank, size, address, .. } = place;
         let group = Group::join(device, *rank, *size, address);
         let group = group.map_err(|why| TrainError::other("data parallelism")(why))?;
         Ok(Self { group: Some(Arc::new(group)) })

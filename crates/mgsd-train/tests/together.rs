@@ -16,7 +16,7 @@ fn together(recipe: &Recipe, size: usize, resume: bool, stop_after: u64) -> (Vec
     let mut all: Vec<_> = std::thread::scope(|scope| {
         let start = |rank| {
             let place = Place { rank, size, local: rank, beside: size, address: address.clone() };
-            scope.spawn(move || go_with(recipe, resume, stop_after, World::join(Some(&place), Device::Cpu).unwrap()))
+            scope.spawn(move || go_with(recipe, resume, stop_after, World::join(&place, Device::Cpu).unwrap()))
         };
         let all: Vec<_> = (0..size).map(start).collect();
         all.into_iter().map(|one| one.join().unwrap()).collect()

@@ -212,7 +212,7 @@ mod tests {
                 let (address, alone) = (address.clone(), &alone);
                 scope.spawn(move || {
                     let place = Place { rank, size: 3, local: rank, beside: 3, address };
-                    let world = World::join(Some(&place), Device::Cpu).unwrap();
+                    let world = World::join(&place, Device::Cpu).unwrap();
                     assert_eq!(&scores(&answers()[mine], &world), alone, "rank {rank}");
                 });
             }

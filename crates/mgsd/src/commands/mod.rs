@@ -94,7 +94,7 @@ impl Device {
             // Nobody has said how many.
             mgsd_compute::set_threads((cores / place.beside).max(1));
         }
-        let world = World::join(Some(&place), device)?;
+        let world = World::join(&place, device)?;
         Ok((device, world))
     }
 
