@@ -147,7 +147,7 @@ pub fn rest() -> Vec<Figure> {
         figures.push(rate(format!("{name} {tokens}x{width}"), passes * bytes, "GB/s", call));
     };
     figure("swiglu.forward", 3.0, &mut || swiglu::forward(&mut out, &a, &b));
-    figure("swiglu.backward", 5.0, &mut || swiglu::backward(&mut out, &mut out2, &d, &a, &b));
+    figure("swiglu.backward", 5.0, &mut || swiglu::backward(&mut out, &mut out2, None, &d, &a, &b));
     figure("gelu.forward erf", 2.0, &mut || gelu::forward(&mut out, &a, Gelu::Erf));
     figure("gelu.backward tanh", 3.0, &mut || gelu::backward(&mut out, &d, &a, Gelu::Tanh));
     for group in [width, 32] {

@@ -23,6 +23,16 @@ pub(crate) fn chunks_mut(data: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sy
     });
 }
 
+/// The same for bytes; a piece is a whole number of numbers.
+pub(crate) fn bytes_mut(data: &mut [u8], work: impl Fn(usize, &mut [u8]) + Sync) {
+    let whole = data.len() / 4 * 4;
+    let (numbers, rest) = data.split_at_mut(whole);
+    chunks_mut(bytemuck::cast_slice_mut(numbers), |start, piece| work(start * 4, bytemuck::cast_slice_mut(piece)));
+    if !rest.is_empty() {
+        work(whole, rest);
+    }
+}
+
 /// Runs `work(first, rows)` on blocks of rows; a block holds about [`CHUNK`] numbers when a row holds `cols`.
 pub(crate) fn row_blocks(rows: usize, cols: usize, work: impl Fn(usize, usize) + Sync) {
     let block = rows_per_block(cols);

@@ -458,10 +458,7 @@ impl Tensor {
         }
         match &mut self.storage {
             Storage::Cuda { buffer, dtype: Dtype::F32, .. } => buffer.write(at * 4, bytemuck::cast_slice(data)),
-            Storage::Cuda { buffer, dtype: Dtype::Bf16, .. } => {
-                let halves: Vec<u16> = data.iter().map(|x| narrow(*x)).collect();
-                buffer.write(at * 2, bytemuck::cast_slice(&halves));
-            }
+            Storage::Cuda { buffer, dtype: Dtype::Bf16, .. } => buffer.write_bf16(at * 2, data),
             _ => self.as_mut_slice()[at..at + data.len()].copy_from_slice(data),
         }
     }
@@ -523,12 +520,13 @@ pub(crate) fn widen(bits: u16) -> f32 {
 }
 
 /// The bfloat16 nearest to `x`, even among equals.
+#[inline]
 pub(crate) fn narrow(x: f32) -> u16 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        return (bits >> 16) as u16 | u16::from(bits & 0x007f_0000 == 0);
-    }
-    ((u64::from(bits) + 0x7fff + u64::from(bits >> 16 & 1)) >> 16) as u16
+    let nan = bits >> 16 | u32::from(bits & 0x007f_0000 == 0);
+    // Of a NaN the sum may be too large.
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    (if x.is_nan() { nan } else { rounded }) as u16
 }
 
 impl<'a> Values<'a> {

@@ -77,7 +77,7 @@ fn a_warm_operation_allocates_nothing() {
         let params = Some((&mut dnorm, &mut dbias));
         layer_norm::backward(&mut dx, params, &x, &x, &norm, 1e-6, Write::Set);
         swiglu::forward(&mut out, &x, &x);
-        swiglu::backward(&mut dx, &mut dq, &x, &x, &x);
+        swiglu::backward(&mut dx, &mut dq, None, &x, &x, &x);
         gelu::forward(&mut out, &x, gelu::Gelu::Erf);
         gelu::backward(&mut dx, &x, &x, gelu::Gelu::Tanh);
         embedding::forward(&mut out, &ids, &head);

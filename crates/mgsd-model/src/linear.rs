@@ -79,28 +79,39 @@ impl Linear {
         dlow: &mut Tensor,
         adapter: Adapter,
     ) {
+        self.backward_input(dx, dy, dlow, adapter);
+        self.backward_weights(dy, x, low, dlow, adapter);
+    }
+
+    /// The first half of [`backward`](Self::backward), which does not need `x`: the gradient of the input. `dlow` is for the
+    /// second half.
+    pub fn backward_input(&self, dx: Option<(&mut Tensor, Write)>, dy: &Tensor, dlow: &mut Tensor, adapter: Adapter) {
+        let lora = self.lora.as_ref().filter(|_| adapter == Adapter::On);
+        if let Some(lora) = lora.filter(|lora| dx.is_some() || lora.a.is_trainable()) {
+            linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
+        }
+        if let Some((dx, write)) = dx {
+            linear::backward_input(dx, dy, &self.weight.value, 1.0, write);
+            if let Some(lora) = lora {
+                linear::backward_input(dx, dlow, &lora.a.value, 1.0, Write::Add);
+            }
+        }
+    }
+
+    /// The second half: gradients of what is trained here.
+    pub fn backward_weights(&mut self, dy: &Tensor, x: &Tensor, low: &Tensor, dlow: &Tensor, adapter: Adapter) {
         if let Some(grad) = &mut self.weight.grad {
             linear::backward_weight(grad, dy, x, 1.0);
         }
         if let Some(grad) = self.bias.as_mut().and_then(|b| b.grad.as_mut()) {
             linear::backward_bias(grad, dy);
         }
-        let mut lora = self.lora.as_mut().filter(|_| adapter == Adapter::On);
-        if let Some(lora) = &mut lora {
+        if let Some(lora) = self.lora.as_mut().filter(|_| adapter == Adapter::On) {
             if let Some(grad) = &mut lora.b.grad {
                 linear::backward_weight(grad, dy, low, lora.scale);
             }
-            if dx.is_some() || lora.a.is_trainable() {
-                linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
-            }
             if let Some(grad) = &mut lora.a.grad {
                 linear::backward_weight(grad, dlow, x, 1.0);
-            }
-        }
-        if let Some((dx, write)) = dx {
-            linear::backward_input(dx, dy, &self.weight.value, 1.0, write);
-            if let Some(lora) = lora {
-                linear::backward_input(dx, dlow, &lora.a.value, 1.0, Write::Add);
             }
         }
     }

@@ -158,36 +158,43 @@ impl TextLayer {
         self.down.forward_onto(out, &a.mid, &c.gated, &mut a.low[6], adapter);
     }
 
-    /// Makes `c` again from what was kept.
+    /// Makes `c` again from what was kept, but for what [`backward`](Self::backward) makes on its way.
     fn remake(&self, a: &LayerActivations, c: &mut CheapActivations, x: &Tensor, common: &Common) {
         let Common { eps, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
         head_norm::forward(&mut c.q, &mut c.k, &a.q_raw, &a.k_raw, &self.head_norm(common));
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
-        swiglu::forward(&mut c.gated, &a.gate, &a.up);
     }
 
     /// `d.stream` holds the gradient of the layer's output (with a `cut`, of its rows) and receives that of its input,
-    /// unless `through` is false (nothing below is trained), when it is left incomplete.
+    /// unless `through` is false (nothing below is trained), when it is left incomplete. `remade`: `c` comes from
+    /// [`remake`](Self::remake).
     #[allow(clippy::too_many_arguments)]
     fn backward(
         &mut self,
-        (a, c): (&LayerActivations, &CheapActivations),
+        (a, c): (&LayerActivations, &mut CheapActivations),
         d: &mut Descent,
         x: &Tensor,
         cut: Option<&Cut>,
         common: &Common,
         layout: &Layout,
         through: bool,
+        remade: bool,
     ) {
         let Common { cos, sin, eps, adapter, .. } = *common;
         let attention_trained = through || self.attention_trained();
         let mid_wanted = attention_trained || self.post_norm.is_trainable();
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
         let d_gated = mlp_wanted.then_some((&mut d.gated, Write::Set));
-        self.down.backward(d_gated, &d.stream, &c.gated, &a.low[6], &mut d.low, adapter);
+        self.down.backward_input(d_gated, &d.stream, &mut d.low, adapter);
         if mlp_wanted {
-            swiglu::backward(&mut d.gate, &mut d.up, &d.gated, &a.gate, &a.up);
+            let again = remade.then_some(&mut c.gated);
+            swiglu::backward(&mut d.gate, &mut d.up, again, &d.gated, &a.gate, &a.up);
+        } else if remade {
+            swiglu::forward(&mut c.gated, &a.gate, &a.up);
+        }
+        self.down.backward_weights(&d.stream, &c.gated, &a.low[6], &d.low, adapter);
+        if mlp_wanted {
             let into = mid_wanted.then_some((&mut d.norm, Write::Set));
             self.gate.backward(into, &d.gate, &c.mlp_in, &a.low[4], &mut d.low, adapter);
             let into = mid_wanted.then_some((&mut d.norm, Write::Add));
@@ -494,7 +501,8 @@ impl TextDecoder {
                     self.layers[index].finish(a, c, x, cut, &mut d.again, &common);
                 }
             }
-            self.layers[index].backward((a, c), d, x, cut, &common, &layout, below || index > lowest);
+            let (through, remade) = (below || index > lowest, acts.recompute == Recompute::Cheap);
+            self.layers[index].backward((a, c), d, x, cut, &common, &layout, through, remade);
             told.tell(|f| self.layers[index].visit_mut(f));
         }
         if let Some(features) = d_features {

@@ -5,6 +5,11 @@ use std::sync::atomic::Ordering;
 use cudarc::driver::sys;
 
 use super::{Cuda, check};
+use crate::par;
+use crate::tensor::narrow;
+
+/// Bytes up to which the driver takes what the host sends without waiting for the device.
+const DIRECT: usize = 64 << 10;
 
 /// A block of memory of one GPU. Grows, never shrinks, and is freed when dropped.
 pub(crate) struct Buffer {
@@ -73,6 +78,19 @@ impl Buffer {
         self.gpu.copy_in(self.pointer + offset as u64, from);
     }
 
+    /// Host numbers to `offset` as bfloat16.
+    pub(crate) fn write_bf16(&mut self, offset: usize, from: &[f32]) {
+        assert!(offset + from.len() * 2 <= self.bytes, "{} halves at {offset} of {}", from.len(), self.bytes);
+        self.gpu.send(self.pointer + offset as u64, from.len() * 2, |start, piece| {
+            let from = &from[start / 2..][..piece.len() / 2];
+            par::bytes_mut(piece, |start, piece| {
+                let halves: &mut [u16] = bytemuck::cast_slice_mut(piece);
+                let from = &from[start / 2..][..halves.len()];
+                halves.iter_mut().zip(from).for_each(|(half, number)| *half = narrow(*number));
+            });
+        });
+    }
+
     /// Bytes at `offset` to the host, after everything asked for is done.
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         assert!(offset + to.len() <= self.bytes, "{} bytes at {offset} of {}", to.len(), self.bytes);
@@ -99,9 +117,15 @@ impl Drop for Buffer {
 impl Cuda {
     /// Host bytes to device memory of at least that size. They may change as soon as this returns.
     pub(super) fn copy_in(&self, to: u64, from: &[u8]) {
+        if from.len() > DIRECT {
+            return self.send(to, from.len(), |start, piece| {
+                let from = &from[start..][..piece.len()];
+                par::bytes_mut(piece, |start, piece| piece.copy_from_slice(&from[start..][..piece.len()]));
+            });
+        }
         self.enter();
         if !from.is_empty() {
-            // SAFETY: the caller owns both ranges; pageable memory is staged by the driver before it returns.
+            // SAFETY: the caller owns both ranges; the driver has taken so few bytes when it returns.
             let status = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream()) };
             check("cuMemcpyHtoD", status);
         }

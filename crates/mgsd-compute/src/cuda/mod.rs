@@ -20,6 +20,7 @@ mod kernels;
 mod lists;
 mod nccl;
 mod product;
+mod staging;
 mod tiles;
 
 pub(crate) use buffer::Buffer;
@@ -51,6 +52,7 @@ pub struct Cuda {
     product: Mutex<product::Planner>,
     lists: Mutex<lists::Lists>,
     scratch: Mutex<Vec<Scratch>>,
+    staging: Mutex<staging::Staging>,
 }
 
 /// Pieces of work that can run side by side.
@@ -156,6 +158,7 @@ impl Cuda {
             product: Mutex::new(product::Planner::start()?),
             lists: Mutex::default(),
             scratch: Mutex::default(),
+            staging: Mutex::default(),
         })
     }
 

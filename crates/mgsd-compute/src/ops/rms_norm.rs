@@ -104,6 +104,8 @@ mod cuda {
 
     /// Warps in a block that serves narrow groups.
     const WARPS: u32 = 8;
+    /// Numbers of a wide group of which a thread keeps one piece of eight.
+    const ONE_PIECE: usize = 4096;
 
     impl Shape {
         pub(super) fn of(gpu: &Cuda, x: &Tensor, width: usize) -> Self {
@@ -117,16 +119,26 @@ mod cuda {
                 true => [32, WARPS],
                 false => [width.div_ceil(8).next_multiple_of(32).min(512) as u32, 1],
             };
-            let needed = if narrow { groups.div_ceil(WARPS as usize) } else { groups };
-            Self { groups, width, block, few: (needed as u32).min(gpu.multiprocessors() * 4) }
+            // Blocks that find room side by side on a multiprocessor, as the kernels' bounds say.
+            let (needed, beside) = match (narrow, width.div_ceil(ONE_PIECE)) {
+                (true, _) => (groups.div_ceil(WARPS as usize), 4),
+                (false, 1) => (groups, 1024 / block[0]),
+                (false, _) => (groups, 1),
+            };
+            Self { groups, width, block, few: (needed as u32).min(gpu.multiprocessors() * beside) }
         }
 
         pub(super) fn pick(&self, direction: &str) -> &'static str {
-            match (direction, self.block[1] > 1) {
-                ("forward", true) => "forward_narrow",
-                ("forward", false) => "forward_wide",
-                (_, true) => "backward_narrow",
-                (_, false) => "backward_wide",
+            let forward = direction == "forward";
+            match (self.block[1] > 1, self.width.div_ceil(ONE_PIECE)) {
+                (true, _) if forward => "forward_narrow",
+                (true, _) => "backward_narrow",
+                (false, 1) if forward => "forward_wide_1",
+                (false, 1) => "backward_wide_1",
+                (false, 2) if forward => "forward_wide_2",
+                (false, 2) => "backward_wide_2",
+                (false, _) if forward => "forward_wide_4",
+                (false, _) => "backward_wide_4",
             }
         }
 

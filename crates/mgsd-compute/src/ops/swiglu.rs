@@ -18,23 +18,39 @@ pub fn forward(out: &mut Tensor, gate: &Tensor, up: &Tensor) {
     });
 }
 
-/// `dup = dout * silu(gate)`, `dgate = dout * up * s (1 + gate (1 - s))` with `s = sigmoid(gate)`.
-pub fn backward(dgate: &mut Tensor, dup: &mut Tensor, dout: &Tensor, gate: &Tensor, up: &Tensor) {
+/// `dup = dout * silu(gate)`, `dgate = dout * up * s (1 + gate (1 - s))` with `s = sigmoid(gate)`. `again`, where it is wanted,
+/// receives what [`forward`] gave, which costs less on this way than on its own.
+pub fn backward(
+    dgate: &mut Tensor,
+    dup: &mut Tensor,
+    again: Option<&mut Tensor>,
+    dout: &Tensor,
+    gate: &Tensor,
+    up: &Tensor,
+) {
     check::same("swiglu::backward", "up", up, "gate", gate);
     check::same("swiglu::backward", "dout", dout, "gate", gate);
     dgate.place(gate, gate.rows(), gate.cols());
     dup.place(gate, gate.rows(), gate.cols());
     if let Some(gpu) = gate.gpu() {
         check::eights("swiglu::backward", gate);
+        let again = again.map_or(0, |again| {
+            again.place(gate, gate.rows(), gate.cols());
+            again.pointer()
+        });
         let args = [
             dgate.pointer().into(),
             dup.pointer().into(),
+            again.into(),
             dout.pointer().into(),
             gate.pointer().into(),
             up.pointer().into(),
             (gate.len() as u64).into(),
         ];
         return gpu.flat(gate.kernel("swiglu", "backward"), gate.len(), 8, &args);
+    }
+    if let Some(again) = again {
+        forward(again, gate, up);
     }
     let dup = par::Out::new(dup.as_mut_slice());
     let (dout, gate, up) = (dout.as_slice(), gate.as_slice(), up.as_slice());

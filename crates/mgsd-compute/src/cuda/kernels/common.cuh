@@ -38,26 +38,6 @@ struct Eight {
     float x[8];
 };
 
-__device__ __forceinline__ Eight load8(const float* from) {
-    Eight v;
-    float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
-    v.x[0] = a.x; v.x[1] = a.y; v.x[2] = a.z; v.x[3] = a.w;
-    v.x[4] = b.x; v.x[5] = b.y; v.x[6] = b.z; v.x[7] = b.w;
-    return v;
-}
-
-__device__ __forceinline__ Eight load8(const bf16* from) {
-    Eight v;
-    uint4 a = *reinterpret_cast<const uint4*>(from);
-    u32 words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        v.x[2 * i] = __uint_as_float(words[i] << 16);
-        v.x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-    return v;
-}
-
 __device__ __forceinline__ void store8(float* to, const Eight& v) {
     reinterpret_cast<float4*>(to)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
     reinterpret_cast<float4*>(to)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
@@ -69,6 +49,42 @@ __device__ __forceinline__ void store8(bf16* to, const Eight& v) {
     for (int i = 0; i < 4; i++)
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(words[i]) : "f"(v.x[2 * i + 1]), "f"(v.x[2 * i]));
     *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// Eight numbers as they lie in memory: for what is asked for long before it is used.
+template <class A> struct Packed;
+template <> struct Packed<float> {
+    float4 a, b;
+};
+template <> struct Packed<bf16> {
+    uint4 a;
+};
+
+__device__ __forceinline__ void load_packed(Packed<float>& v, const float* from) {
+    v.a = reinterpret_cast<const float4*>(from)[0], v.b = reinterpret_cast<const float4*>(from)[1];
+}
+
+__device__ __forceinline__ void load_packed(Packed<bf16>& v, const bf16* from) { v.a = *reinterpret_cast<const uint4*>(from); }
+
+__device__ __forceinline__ Eight unpack(const Packed<float>& v) {
+    return {{v.a.x, v.a.y, v.a.z, v.a.w, v.b.x, v.b.y, v.b.z, v.b.w}};
+}
+
+__device__ __forceinline__ Eight unpack(const Packed<bf16>& v) {
+    Eight y;
+    u32 words[4] = {v.a.x, v.a.y, v.a.z, v.a.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        y.x[2 * i] = __uint_as_float(words[i] << 16);
+        y.x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+    return y;
+}
+
+template <class A> __device__ __forceinline__ Eight load8(const A* from) {
+    Packed<A> v;
+    load_packed(v, from);
+    return unpack(v);
 }
 
 // Four numbers at once.

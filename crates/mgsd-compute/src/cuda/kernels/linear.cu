@@ -37,11 +37,19 @@ extern "C" __global__ void column_sums(float* partials, const T* x, int rows, in
     }
 }
 
-// to[i] += sum over rows of partials[row, i], in order.
-extern "C" __global__ void add_partials(float* to, const float* partials, int rows, int width) {
-    int at = blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= width) return;
+// to[i] += sum over rows of partials[row, i], in an order that depends on the number of rows alone. A block serves 32
+// columns with (32, 32) threads.
+extern "C" __global__ void __launch_bounds__(1024) add_partials(float* to, const float* partials, int rows, int width) {
+    __shared__ float parts[32][33];
+    int from = blockIdx.x * 32 + threadIdx.x;
     float sum = 0.0f;
-    for (int row = 0; row < rows; row++) sum += partials[(i64)row * width + at];
-    to[at] += sum;
+    if (from < width) {
+#pragma unroll 4
+        for (int row = threadIdx.y; row < rows; row += 32) sum += partials[(i64)row * width + from];
+    }
+    parts[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    sum = warp_sum(parts[threadIdx.x][threadIdx.y]);
+    int place = blockIdx.x * 32 + threadIdx.y;
+    if (threadIdx.x == 0 && place < width) to[place] += sum;
 }

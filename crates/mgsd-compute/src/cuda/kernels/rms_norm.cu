@@ -1,10 +1,9 @@
 // RMSNorm over groups of `width` numbers. A narrow group (up to 256 wide) belongs to a warp, a wide one to a block.
 // `partials`: one row of `width` sums for each worker (warp or block), added up afterwards in order.
 
-// Wide groups: a thread keeps the numbers threadIdx * 8 + k * blockDim * 8.
-#define PIECES 4
+// Wide groups: a thread keeps the numbers threadIdx * 8 + piece * blockDim * 8.
 
-extern "C" __global__ void __launch_bounds__(512) forward_wide(T* out, const T* x, const float* weight, int groups, int width, float eps) {
+template <int PIECES> __device__ __forceinline__ void forward_pieces(T* out, const T* x, const float* weight, int width, float eps) {
     i64 base = (i64)blockIdx.x * width;
     Eight kept[PIECES];
     float sum[1] = {0.0f};
@@ -31,28 +30,47 @@ extern "C" __global__ void __launch_bounds__(512) forward_wide(T* out, const T* 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(512) backward_wide(
+// The next group's numbers are asked for before this one's are used.
+template <int PIECES> __device__ __forceinline__ void backward_pieces(
     T* dx, float* partials, const T* dout, const T* x, const float* weight, int groups, int width, float eps, int add) {
+    Packed<T> next[PIECES][3];
+    const auto ask = [&](int group) {
+        i64 base = (i64)group * width;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; piece++) {
+            int at = (piece * blockDim.x + threadIdx.x) * 8;
+            if (at < width && group < groups) {
+                load_packed(next[piece][0], x + base + at);
+                load_packed(next[piece][1], dout + base + at);
+                if (add) load_packed(next[piece][2], dx + base + at);
+            }
+        }
+    };
     Eight sums[PIECES];
 #pragma unroll
     for (int piece = 0; piece < PIECES; piece++)
 #pragma unroll
         for (int i = 0; i < 8; i++) sums[piece].x[i] = 0.0f;
+    ask(blockIdx.x);
     for (int group = blockIdx.x; group < groups; group += gridDim.x) {
         i64 base = (i64)group * width;
-        Eight kept[PIECES], slopes[PIECES];
+        Packed<T> here[PIECES][3];
         float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (int piece = 0; piece < PIECES; piece++) {
+#pragma unroll
+            for (int which = 0; which < 3; which++) here[piece][which] = next[piece][which];
+        }
+        ask(group + gridDim.x);
 #pragma unroll
         for (int piece = 0; piece < PIECES; piece++) {
             int at = (piece * blockDim.x + threadIdx.x) * 8;
             if (at < width) {
-                kept[piece] = load8(x + base + at);
-                slopes[piece] = load8(dout + base + at);
-                Eight w = load8(weight + at);
+                Eight kept = unpack(here[piece][0]), slopes = unpack(here[piece][1]), w = load8(weight + at);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    sum[0] += kept[piece].x[i] * kept[piece].x[i];
-                    sum[1] += w.x[i] * slopes[piece].x[i] * kept[piece].x[i];
+                    sum[0] += kept.x[i] * kept.x[i];
+                    sum[1] += w.x[i] * slopes.x[i] * kept.x[i];
                 }
             }
         }
@@ -63,13 +81,13 @@ extern "C" __global__ void __launch_bounds__(512) backward_wide(
         for (int piece = 0; piece < PIECES; piece++) {
             int at = (piece * blockDim.x + threadIdx.x) * 8;
             if (at < width) {
-                Eight w = load8(weight + at), old;
-                if (add) old = load8(dx + base + at);
+                Eight kept = unpack(here[piece][0]), slopes = unpack(here[piece][1]), w = load8(weight + at), old;
+                if (add) old = unpack(here[piece][2]);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    float slope = slopes[piece].x[i] * r;
-                    sums[piece].x[i] += slope * kept[piece].x[i];
-                    w.x[i] = slope * w.x[i] - kept[piece].x[i] * back + (add ? old.x[i] : 0.0f);
+                    float slope = slopes.x[i] * r;
+                    sums[piece].x[i] += slope * kept.x[i];
+                    w.x[i] = slope * w.x[i] - kept.x[i] * back + (add ? old.x[i] : 0.0f);
                 }
                 store8(dx + base + at, w);
             }
@@ -83,6 +101,21 @@ extern "C" __global__ void __launch_bounds__(512) backward_wide(
         }
     }
 }
+
+// By the pieces that a thread keeps; so many blocks are to run side by side on a multiprocessor.
+#define WIDE(PIECES, BLOCKS)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(512, BLOCKS) forward_wide_##PIECES(                                    \
+        T* out, const T* x, const float* weight, int groups, int width, float eps) {                                    \
+        forward_pieces<PIECES>(out, x, weight, width, eps);                                                             \
+    }                                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(512, BLOCKS) backward_wide_##PIECES(                                   \
+        T* dx, float* partials, const T* dout, const T* x, const float* weight, int groups, int width, float eps,       \
+        int add) {                                                                                                      \
+        backward_pieces<PIECES>(dx, partials, dout, x, weight, groups, width, eps, add);                                \
+    }
+WIDE(1, 2)
+WIDE(2, 1)
+WIDE(4, 1)
 
 // Narrow groups: a lane keeps the numbers lane * 4 + k * 128. Blocks of (32, warps) threads.
 extern "C" __global__ void __launch_bounds__(512) forward_narrow(T* out, const T* x, const float* weight, int groups, int width, float eps) {

@@ -143,8 +143,9 @@ pub(super) fn backward_bias(gpu: &'static Cuda, dbias: &mut Tensor, dy: &Tensor)
     add_partials(gpu, dbias.pointer_f32(), partials, slices, width);
 }
 
-/// `to[i] += Σ partials[row, i]`, in the order of the rows.
+/// `to[i] += Σ partials[row, i]`
 pub(crate) fn add_partials(gpu: &'static Cuda, to: u64, partials: u64, rows: usize, width: usize) {
     let args = [to.into(), partials.into(), rows.into(), width.into()];
-    gpu.flat(crate::cuda::Kernel::plain("linear", "add_partials"), width, 1, &args);
+    let grid = [width.div_ceil(32) as u32, 1, 1];
+    gpu.launch(crate::cuda::Kernel::plain("linear", "add_partials"), grid, [32, 32], 0, &args);
 }
