@@ -54,6 +54,35 @@ fn opcd_of_an_adapter_with_an_averaging_teacher_resumes_to_the_same_bytes() {
     resumes_to_the_same_bytes("opcd", &changes);
 }
 
+/// The tiny model to be computed in bfloat16, which the CPU does not do.
+#[test]
+fn an_averaging_teacher_of_a_bfloat16_model_follows_and_resumes_to_the_same_bytes() {
+    if device().is_cpu() {
+        eprintln!("skipped: needs MGSD_TEST_DEVICE=cuda");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(tiny_model()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"float32\""), "{text}");
+    std::fs::write(&config, text.replace("\"float32\"", "\"bfloat16\"")).unwrap();
+    let base = format!("model.base={:?}", folder.path());
+    let changes = [base.as_str(), "optimiser.lr=1e-4", "opcd.teacher=ema", "opcd.ema_decay=0.9"];
+    resumes_to_the_same_bytes("opcd", &changes);
+    // One step of such a teacher is too small for bfloat16: what stands in the checkpoint has more digits than that.
+    let out = folder.path().join("out");
+    let (stopped, _) = go(&recipe("opcd", &out, &changes), false, 3);
+    assert!(matches!(stopped, Err(TrainError::Interrupted { .. })));
+    let arrays = mgsd_model::weights::read_arrays(&out.join("checkpoint-3/optimizer.safetensors")).unwrap();
+    let averages = arrays.iter().filter(|(name, _)| name.starts_with("average.") && name.ends_with("q_proj.weight"));
+    let finer = averages.flat_map(|(_, array)| array.as_f32().unwrap()).any(|x| x.to_bits() & 0xffff != 0);
+    assert!(finer, "the averages are bfloat16 numbers");
+}
+
 /// What tensors took before the first step is known, and in all, in MiB.
 fn taken(kind: &str, changes: &[&str]) -> (f64, f64) {
     let folder = tempfile::tempdir().unwrap();

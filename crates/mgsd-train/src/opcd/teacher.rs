@@ -30,17 +30,73 @@ pub(super) struct Average {
     model: Qwen3Vl,
     decay: f32,
     difference: Tensor,
+    /// Of each parameter of the model, if it follows.
+    means: Vec<Option<Mean>>,
 }
 
-/// The first average: the student. In bfloat16 it would stand still, since a step is smaller than a number's last digit.
-fn averaged(recipe: &Recipe, device: Device) -> Result<Qwen3Vl> {
-    let model = student::load(recipe, device)?.model;
-    if model.head().value.dtype() == Dtype::Bf16 {
-        return Err(TrainError::other("opcd.teacher")(
-            "\"ema\" needs a model in 32-bit floats on a GPU; use dtype float32 in its config.json, or --device cpu",
-        ));
+/// Where a parameter's average is kept.
+enum Mean {
+    /// In the model itself.
+    InPlace,
+    /// In 32-bit floats beside a bfloat16 parameter, in which it would stand still: a step is smaller than a number's last
+    /// digit.
+    Beside(Tensor),
+}
+
+impl Average {
+    /// The first average: the student.
+    fn load(recipe: &Recipe, device: Device) -> Result<Self> {
+        let mut model = student::load(recipe, device)?.model;
+        let mut means = Vec::new();
+        for parameter in model.parameters_mut() {
+            let value = &parameter.value;
+            means.push(parameter.is_trainable().then(|| match value.dtype() {
+                Dtype::F32 => Mean::InPlace,
+                Dtype::Bf16 => Mean::Beside(value.to_device(value.device(), Dtype::F32)),
+            }));
+            // It follows and is not trained itself.
+            parameter.set_trainable(false);
+        }
+        Ok(Self { model, decay: recipe.opcd.ema_decay, difference: Tensor::empty(), means })
     }
-    Ok(model)
+
+    /// `mean += (1 - decay) (student - mean)`
+    fn follow(&mut self, student: &Qwen3Vl) {
+        let Self { model, decay, difference, means } = self;
+        let parameters = model.parameters_mut().into_iter().zip(student.parameters());
+        for ((mine, theirs), mean) in parameters.zip(means) {
+            let Some(mean) = mean else { continue };
+            let theirs = &theirs.value;
+            difference.place_on(theirs.device(), Dtype::F32, theirs.rows(), theirs.cols());
+            difference.copy_from(theirs);
+            let kept = mean.of(&mut mine.value);
+            difference.add_scaled(kept, -1.0);
+            kept.add_scaled(difference, 1.0 - *decay);
+            mean.show(&mut mine.value);
+        }
+    }
+}
+
+impl Mean {
+    /// The average itself; `value` is the model's.
+    fn of<'a>(&'a mut self, value: &'a mut Tensor) -> &'a mut Tensor {
+        match self {
+            Self::InPlace => value,
+            Self::Beside(mean) => mean,
+        }
+    }
+
+    /// Brings the model's value up to date.
+    fn show(&self, value: &mut Tensor) {
+        if let Self::Beside(mean) = self {
+            value.copy_from(mean);
+        }
+    }
+}
+
+/// Its name in a checkpoint.
+fn average_name(parameter: &str) -> String {
+    format!("average.{parameter}")
 }
 
 impl Teacher {
@@ -57,11 +113,7 @@ impl Teacher {
                 Self::Frozen(Box::new(student::load_frozen(folder, device)?))
             }
             TeacherKind::Student => Self::Student,
-            TeacherKind::Ema => Self::Average(Box::new(Average {
-                model: averaged(recipe, device)?,
-                decay: settings.ema_decay,
-                difference: Tensor::empty(),
-            })),
+            TeacherKind::Ema => Self::Average(Box::new(Average::load(recipe, device)?)),
         })
     }
 
@@ -88,30 +140,29 @@ impl Teacher {
 
     /// Lets an average follow the student.
     pub(super) fn follow(&mut self, student: &Qwen3Vl) {
-        let Self::Average(average) = self else { return };
-        let Average { model, decay, difference } = &mut **average;
-        for (mine, theirs) in model.parameters_mut().into_iter().zip(student.parameters()) {
-            if theirs.is_trainable() {
-                // mean += (1 - decay) * (student - mean)
-                difference.copy_from(&theirs.value);
-                difference.add_scaled(&mine.value, -1.0);
-                mine.value.add_scaled(difference, 1.0 - *decay);
-            }
+        if let Self::Average(average) = self {
+            average.follow(student);
         }
     }
 
     pub(super) fn store(&self, arrays: &mut BTreeMap<String, Array>) {
         let Self::Average(average) = self else { return };
-        for parameter in average.model.parameters().into_iter().filter(|parameter| parameter.is_trainable()) {
-            arrays.insert(format!("average.{}", parameter.name), array_of(&parameter.value));
+        for (parameter, mean) in average.model.parameters().into_iter().zip(&average.means) {
+            let kept = match mean {
+                None => continue,
+                Some(Mean::InPlace) => &parameter.value,
+                Some(Mean::Beside(mean)) => mean,
+            };
+            arrays.insert(average_name(&parameter.name), array_of(kept));
         }
     }
 
     pub(super) fn restore(&mut self, path: &Path, arrays: &BTreeMap<String, Array>) -> Result<()> {
         let Self::Average(average) = self else { return Ok(()) };
-        for parameter in average.model.parameters_mut().into_iter().filter(|parameter| parameter.is_trainable()) {
-            let name = format!("average.{}", parameter.name);
-            copy_array(path, arrays, &name, &mut parameter.value)?;
+        for (parameter, mean) in average.model.parameters_mut().into_iter().zip(&mut average.means) {
+            let Some(mean) = mean else { continue };
+            copy_array(path, arrays, &average_name(&parameter.name), mean.of(&mut parameter.value))?;
+            mean.show(&mut parameter.value);
         }
         Ok(())
     }
