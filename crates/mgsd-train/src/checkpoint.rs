@@ -168,8 +168,17 @@ fn differing_keys(old: &Recipe, new: &Recipe) -> BTreeSet<String> {
             // With a constant rate the length of the run changes nothing of what was done so far.
             || (constant && (key == "steps" || key == "epochs"))
     };
+    // Where the hub's cache lies says nothing about the model in it.
+    let within_cache = |value: &String| value.find("/models--").map_or(value.clone(), |at| value[at..].to_string());
+    let same = |key: &str| {
+        let (old, new) = (old_keys.get(key), new_keys.get(key));
+        match key {
+            "model.base" | "opcd.teacher_model" => old.map(within_cache) == new.map(within_cache),
+            _ => old == new,
+        }
+    };
     let all: BTreeSet<&String> = old_keys.keys().chain(new_keys.keys()).collect();
-    all.into_iter().filter(|key| old_keys.get(*key) != new_keys.get(*key) && !harmless(key)).cloned().collect()
+    all.into_iter().filter(|key| !same(key) && !harmless(key)).cloned().collect()
 }
 
 fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
@@ -205,6 +214,11 @@ mod tests {
             differing_keys(&old, &recipe(&["optimiser.lr=1", "eval.held_out=0.5", "steps=9", "data.mix.0.weight=2"]));
         let names: Vec<&str> = differing.iter().map(String::as_str).collect();
         assert_eq!(names, ["data.mix.0.weight", "eval.held_out", "optimiser.lr", "steps"]);
+        let cached = |cache: &str, commit: &str| {
+            recipe(&[&format!("model.base={cache}/models--Qwen--Qwen3-VL-4B-Instruct/snapshots/{commit}")])
+        };
+        assert!(differing_keys(&cached("/a", "1f"), &cached("/b/hub", "1f")).is_empty());
+        assert_eq!(differing_keys(&cached("/a", "1f"), &cached("/a", "2e")).len(), 1);
         let constant = recipe(&["schedule.shape=constant"]);
         assert!(differing_keys(&constant, &recipe(&["schedule.shape=constant", "steps=9"])).is_empty());
     }
