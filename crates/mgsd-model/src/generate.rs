@@ -7,9 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use mgsd_compute::Tensor;
 use mgsd_compute::ops::attention::KvCache;
-use mgsd_compute::ops::{loss, sample};
+use mgsd_compute::ops::loss;
+use mgsd_compute::ops::sample::{self, Answer, Choice};
+use mgsd_compute::{Device, Tensor};
 use rayon::prelude::*;
 
 use crate::config::Config;
@@ -122,45 +123,45 @@ pub struct Generator {
 #[derive(Default)]
 struct Chooser {
     host_logits: Vec<f32>,
-    choices: Vec<sample::Choice>,
-    tokens: Vec<u32>,
-    log_probs: Vec<f32>,
+    choices: Vec<Choice>,
+    answer: Option<Answer>,
 }
 
 impl Chooser {
-    /// Picks a token for each request, whose logits are the first rows in order.
-    fn choose(&mut self, active: &mut [Active], logits: &Tensor, capacity: usize) {
+    /// What `device` needs to pick a token for each request, if it can.
+    fn ask(&mut self, device: Device, active: &mut [Active], decoder: &Decoder) -> Option<(&Answer, &[Choice])> {
         let fits = |active: &Active| active.sampler.fits_a_gpu() && active.top_count == 0;
-        if !logits.device().is_cpu() && active.iter().all(fits) {
-            self.choices.clear();
-            self.choices.extend(active.iter_mut().map(|active| active.sampler.choice()));
-            sample::sample(&mut self.tokens, &mut self.log_probs, logits, &self.choices);
-            for (active, chosen) in active.iter_mut().zip(self.tokens.iter().zip(&self.log_probs)) {
-                active.last = (*chosen.0, *chosen.1);
+        let Device::Cuda(gpu) = device else { return None };
+        if !active.iter().all(fits) {
+            return None;
+        }
+        self.choices.clear();
+        self.choices.extend(active.iter_mut().map(|active| active.sampler.choice()));
+        Some((self.answer.get_or_insert_with(|| decoder.answer(gpu)), &self.choices))
+    }
+
+    /// The tokens that were asked for.
+    fn hear(&self, active: &mut [Active]) {
+        let Some(answer) = &self.answer else { return };
+        let (tokens, log_probs) = answer.read();
+        for (active, chosen) in active.iter_mut().zip(tokens.iter().zip(log_probs)) {
+            active.last = (*chosen.0, *chosen.1);
+        }
+    }
+
+    /// Picks a token for each request here; their logits are the first rows in order.
+    fn pick(&mut self, active: &mut [Active], logits: &Tensor) {
+        let vocab = logits.cols();
+        self.host_logits.resize(active.len() * vocab, 0.0);
+        logits.read_rows(0, active.len(), &mut self.host_logits);
+        let chosen = active.par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
+        let chosen = chosen.with_min_len((1 << 14) / vocab + 1);
+        chosen.for_each(|(active, logits)| {
+            active.last = active.sampler.pick(logits);
+            if active.top_count > 0 {
+                likeliest(logits, active.top_count, &mut active.top);
             }
-        } else {
-            let vocab = logits.cols();
-            self.host_logits.resize(active.len() * vocab, 0.0);
-            logits.read_rows(0, active.len(), &mut self.host_logits);
-            let chosen = active.par_iter_mut().zip(self.host_logits.par_chunks_exact(vocab));
-            let chosen = chosen.with_min_len((1 << 14) / vocab + 1);
-            chosen.for_each(|(active, logits)| {
-                active.last = active.sampler.pick(logits);
-                if active.top_count > 0 {
-                    likeliest(logits, active.top_count, &mut active.top);
-                }
-            });
-        }
-        for active in active {
-            active.produced += 1;
-            active.finish = if active.request.stop.contains(&active.last.0) {
-                Some(Finish::Stop)
-            } else if active.produced >= active.request.max_new_tokens || active.length >= capacity {
-                Some(Finish::Length)
-            } else {
-                None
-            };
-        }
+        });
     }
 }
 
@@ -349,7 +350,14 @@ impl Generator {
         model.run(batch, &mut self.acts, pass, Some(self.prefill.last_rows()), adapter, Keep::Nothing, None);
         self.prefilled += self.prefill.tokens() as u64;
         loss::logits(&mut self.logits, self.acts.hidden(), &model.head().value);
-        self.chooser.choose(&mut self.active[first..], &self.logits, self.capacity);
+        let entered = &mut self.active[first..];
+        if let Some((answer, choices)) = self.chooser.ask(model.device(), entered, &self.decoder) {
+            sample::sample(answer, &self.logits, choices);
+            answer.expect();
+            self.chooser.hear(entered);
+        } else {
+            self.chooser.pick(entered, &self.logits);
+        }
         self.tell(first, on_token);
         Ok(())
     }
@@ -362,14 +370,27 @@ impl Generator {
             self.entering.push(Token { id: active.last.0, slot: active.slot, place, position });
             active.length += 1;
         }
-        let logits = self.decoder.step(model, &mut self.caches, adapter, &self.entering);
-        self.chooser.choose(&mut self.active, logits, self.capacity);
+        let choose = self.chooser.ask(model.device(), &mut self.active, &self.decoder);
+        let asked = choose.is_some();
+        let logits = self.decoder.step(model, &mut self.caches, adapter, &self.entering, choose);
+        match asked {
+            true => self.chooser.hear(&mut self.active),
+            false => self.chooser.pick(&mut self.active, logits),
+        }
         self.tell(0, on_token);
     }
 
-    /// Reports the last tokens of the requests from `first` on, and frees the slots of those that are done.
+    /// Counts and reports the last tokens of the requests from `first` on, and frees the slots of those that are done.
     fn tell(&mut self, first: usize, on_token: &mut dyn FnMut(Event)) {
         for active in &mut self.active[first..] {
+            active.produced += 1;
+            active.finish = if active.request.stop.contains(&active.last.0) {
+                Some(Finish::Stop)
+            } else if active.produced >= active.request.max_new_tokens || active.length >= self.capacity {
+                Some(Finish::Length)
+            } else {
+                None
+            };
             let (token, log_prob) = active.last;
             let top = std::mem::take(&mut active.top);
             on_token(Event { request: active.id, token, log_prob, finish: active.finish, top });

@@ -116,7 +116,7 @@ impl Drop for Buffer {
 
 impl Cuda {
     /// Host bytes to device memory of at least that size. They may change as soon as this returns.
-    pub(super) fn copy_in(&self, to: u64, from: &[u8]) {
+    pub(super) fn copy_in(&'static self, to: u64, from: &[u8]) {
         if from.len() > DIRECT {
             return self.send(to, from.len(), |start, piece| {
                 let from = &from[start..][..piece.len()];

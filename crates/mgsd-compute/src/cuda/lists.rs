@@ -25,6 +25,16 @@ struct List {
     used: u64,
 }
 
+impl List {
+    /// Sends `bytes`, as many as there are, unless they are there.
+    fn hold(&mut self, bytes: &[u8]) {
+        if self.content != bytes {
+            self.content.copy_from_slice(bytes);
+            self.buffer.write(0, bytes);
+        }
+    }
+}
+
 /// More lists than a pass has; beyond this the one unused for longest makes room.
 const KEPT: usize = 96;
 
@@ -77,9 +87,13 @@ impl Cuda {
         self.lists.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Sends a list again if it has changed, for a [`Graph`](super::Graph) that reads it.
+    /// Sends a list again if it has changed and a [`Graph`](super::Graph) reads it.
     pub fn refresh<T: bytemuck::Pod>(&'static self, list: &[T]) {
-        self.list(list);
+        let bytes: &[u8] = bytemuck::cast_slice(list);
+        let host = (bytes.as_ptr() as usize, bytes.len());
+        if let Some(known) = self.lists().known.iter_mut().find(|known| known.host == host && known.pins > 0) {
+            known.hold(bytes);
+        }
     }
 
     /// A device copy of `list`, valid until many other lists were asked for; in recorded work, as long as the graph.
@@ -89,10 +103,7 @@ impl Cuda {
         let mut lists = self.lists();
         lists.clock += 1;
         if let Some(found) = lists.find(host) {
-            if found.content != bytes {
-                found.content.copy_from_slice(bytes);
-                found.buffer.write(0, bytes);
-            }
+            found.hold(bytes);
             return found.buffer.pointer();
         }
         assert!(lists.recording.is_none(), "a list of {} bytes is not there although its work ran before", bytes.len());

@@ -19,6 +19,7 @@ mod graph;
 mod kernels;
 mod lists;
 mod nccl;
+mod page_locked;
 mod product;
 mod staging;
 mod tiles;
@@ -28,6 +29,7 @@ pub(crate) use clusters::LARGEST as LARGEST_CLUSTER;
 pub use graph::Graph;
 pub(crate) use kernels::{Arg, FEW, Kernel, Variant};
 pub(crate) use nccl::Communicator;
+pub(crate) use page_locked::PageLocked;
 pub(crate) use product::{Operand, Product};
 pub(crate) use tiles::Tiles;
 

@@ -5,7 +5,7 @@ use mgsd_compute::ops::attention::{self, KvCache};
 use mgsd_compute::ops::embedding;
 use mgsd_compute::ops::head_norm::HeadNorm;
 use mgsd_compute::ops::linear::{LowRank, few};
-use mgsd_compute::ops::sample::{self, Choice};
+use mgsd_compute::ops::sample::{self, Answer, Choice};
 use mgsd_compute::{Device, Dtype, Tensor};
 
 #[test]
@@ -205,6 +205,7 @@ fn chosen(logits: &[f32], choice: &Choice) -> (usize, f64) {
 #[test]
 fn next_tokens() {
     let Some((device, _turn)) = gpu("next_tokens") else { return };
+    let Device::Cuda(gpu) = device else { return };
     let mut n = Numbers(11);
     // One block a row and a cluster; rows whose ends are not those of their blocks, and blocks without room of their own.
     for (vocab, spread) in [(7, 1.0), (600, 3.0), (8195, 2.0), (151_936, 3.0), (400_003, 3.0)] {
@@ -222,8 +223,10 @@ fn next_tokens() {
             })
             .collect();
         let logits = n.tensor(25, vocab, spread);
-        let (mut tokens, mut log_probs) = (Vec::new(), Vec::new());
-        sample::sample(&mut tokens, &mut log_probs, &logits.to_device(device, Dtype::F32), &choices);
+        let answer = Answer::new(gpu, choices.len());
+        sample::sample(&answer, &logits.to_device(device, Dtype::F32), &choices);
+        answer.expect();
+        let (tokens, log_probs) = answer.read();
         let mut near_an_edge = 0;
         for (row, choice) in choices.iter().enumerate() {
             let logits = &logits.as_slice()[row * vocab..][..vocab];

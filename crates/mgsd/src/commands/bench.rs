@@ -63,7 +63,10 @@ enum Name {
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
     anyhow::ensure!(args.repeats > 0, "--repeats is 0, expected at least 1");
     // A long measurement tells each figure as it comes.
-    let say = |(name, value, unit): &(String, f64, &str)| console.say(format_args!("{name} {value:.1} {unit}"));
+    let say = |(name, value, unit): &(String, f64, &str)| {
+        let digits = if *value < 100.0 { 2 } else { 1 };
+        console.say(format_args!("{name} {value:.digits$} {unit}"));
+    };
     let figures: Vec<(String, f64, &str)> = match args.name {
         Name::Gpu => {
             let (device, world) = args.device.join()?;
