@@ -48,7 +48,8 @@ const SOURCES: &[(&str, &str)] = &[
 ];
 
 /// What the kernel of products of few rows is compiled for.
-pub(crate) const FEW: [&str; 9] = ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "GATED", "NORM"];
+pub(crate) const FEW: [&str; 10] =
+    ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "GATED", "NORM", "LOW"];
 
 /// What a source is compiled for: the macros it sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

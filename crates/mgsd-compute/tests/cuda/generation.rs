@@ -43,11 +43,17 @@ fn few_case(case: Case, n: &mut Numbers, (rows, width, rank): (usize, usize, usi
     let weights: Vec<_> = outputs.iter().map(|&outputs| case.pair(n.tensor(outputs, width, size))).collect();
     let a: Vec<_> = outputs.iter().map(|_| case.pair(n.tensor(rank.max(8), width, size))).collect();
     let b: Vec<_> = outputs.iter().map(|&outputs| case.pair(n.tensor(outputs, rank.max(8), 0.3))).collect();
-    let adapter = |a, b| (rank > 0).then_some(LowRank { a, b, scale: 2.0 });
-    let layer =
-        |index: usize| few::Layer { weight: &weights[index].0, bias: None, adapter: adapter(&a[index].0, &b[index].0) };
-    let layer_g =
-        |index: usize| few::Layer { weight: &weights[index].1, bias: None, adapter: adapter(&a[index].1, &b[index].1) };
+    // With the highest rank one of the layers goes without.
+    let adapted = |index| rank > 0 && (rank, index) != (24, 1);
+    let adapter = |index, a, b| adapted(index).then_some(LowRank { a, b, scale: 2.0 });
+    let layer = |index: usize| {
+        let adapter = adapter(index, &a[index].0, &b[index].0);
+        few::Layer { weight: &weights[index].0, bias: None, adapter }
+    };
+    let layer_g = |index: usize| {
+        let adapter = adapter(index, &a[index].1, &b[index].1);
+        few::Layer { weight: &weights[index].1, bias: None, adapter }
+    };
     let (norm, norm_g) = (few::Norm { weight: &scale, eps: 1e-6 }, few::Norm { weight: &scale_g, eps: 1e-6 });
     let mut scratch = [few::Scratch::new(), few::Scratch::new()];
     let [on_cpu, on_gpu] = &mut scratch;

@@ -171,7 +171,6 @@ __device__ __forceinline__ void attend(
     int q_stride, int capacity, int group, float scale, const Fresh &fresh
 ) {
     extern __shared__ __align__(16) number shared[];
-    __shared__ float2 state[WARPS][MOST_HEADS];
     const int row = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // Lists are there before any kernel of a step begins, and so is what earlier steps stored.
     if (!FRESH) wait_for_previous();
@@ -280,7 +279,9 @@ __device__ __forceinline__ void attend(
     wait_copies<0>();
     __syncthreads();
 
+    // Not a place of its own: then two blocks would not leave enough room for the next kernel beside them.
     float *found = (float *)shared;
+    float2(*state)[MOST_HEADS] = (float2(*)[MOST_HEADS])(found + WARPS * MOST_HEADS * HEAD_DIM);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float sum = total[half];

@@ -11,18 +11,23 @@
 // whose 16-byte pieces are exchanged by the row's place among eight (the 128-byte swizzle). With a norm the block's part
 // of x is there as a whole, multiplied by the norm's scale; its r, one number a row, is put in at the end. Without, x
 // comes with every tile.
+//
+// The first halves of low-rank adapters, a few rows each, come with the first tile of their columns: every cluster
+// multiplies all of them and keeps what it found in shared memory for its own outputs, so that it waits for nobody else.
 
 // A grid of groups of tiles times SPLIT, which is the size of a cluster. Block GROUPS * 128 + 32 threads. width is a
-// multiple of 64. Maps with boxes of 64 columns by ROWS (x) or HEIGHT rows. `base` is added to the result of the first
-// weights and may be where it goes. A `rank` of 0: no adapters. Shared memory: the ring (at least up to where its last
-// tile would end had it 64 * GROUPS * SLICES rows), with a norm x [chunks][ROWS][64] and the scale of these columns; all
-// that at least as large as the sums, TILES * GROUPS * SLICES * 64 * ROWS floats; `fixed` is where PARTS + 1 floats for
-// each row and 2 * STAGES + 1 barriers begin.
+// multiple of 64. Maps with boxes of 64 columns by ROWS (x), HEIGHT (w) or `rank` rows (a, as many as LOW / rank; rank is
+// a multiple of 8). `base` is added to the result of the first weights and may be where it goes. Shared memory: the ring
+// (at least up to where its last tile would end had it 64 * GROUPS * SLICES rows, and the last slice of adapters), with
+// a norm x [chunks][ROWS][64] and the scale of these columns; all that at least as large as the sums, (TILES * GROUPS *
+// SLICES + LOW_SLICES) * 64 * ROWS floats, and low, ROWS * LOW numbers; `fixed` is where 2 * STAGES + 1 barriers begin, in
+// front of them, with a norm, PARTS + 1 floats for each row.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
     const __grid_constant__ Map x, const __grid_constant__ Map w0, const __grid_constant__ Map w1,
-    const __grid_constant__ Map w2, const float* norm, const bf16* base, bf16* out0, bf16* out1, bf16* out2, int outputs0,
-    int outputs1, int outputs2, const bf16* low0, const bf16* low1, const bf16* low2, const bf16* b0, const bf16* b1,
-    const bf16* b2, int rank, int rows, int width, int fixed, float alpha, float eps) {
+    const __grid_constant__ Map w2, const __grid_constant__ Map a0, const __grid_constant__ Map a1,
+    const __grid_constant__ Map a2, const float* norm, const bf16* base, bf16* out0, bf16* out1, bf16* out2, int outputs0,
+    int outputs1, int outputs2, const bf16* b0, const bf16* b1, const bf16* b2, int rank, int rows, int width, int fixed,
+    float low_scale, float eps) {
     extern __shared__ __align__(1024) unsigned char memory[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int order = blockIdx.x % SPLIT, group = blockIdx.x / SPLIT;
@@ -30,7 +35,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
     const u32 ring = shared_at(memory), rows_at = ring + STAGES * STAGE_BYTES;
     float* squares = reinterpret_cast<float*>(memory + fixed);
     float* scales = squares + PARTS * ROWS;
-    const u32 full = shared_at(scales + ROWS), empty = full + STAGES * 8, there = empty + STAGES * 8;
+    const u32 full = shared_at(NORM ? scales + ROWS : squares), empty = full + STAGES * 8, there = empty + STAGES * 8;
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_start(full + stage * 8, 1);
@@ -53,7 +58,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
             int column = begin * 64, index = 0, slot = 0;
             const auto weights_into = [&](u32 stage, u32 barrier) {
                 const Tile tile = tile_at(outputs, group, index);
+                barrier_expect(barrier, index == 0 ? STAGE_BYTES : STAGE_BYTES - LOW_BYTES);
                 copy(stage, tile.set == 0 ? &w0 : tile.set == 1 ? &w1 : &w2, column, tile.first, barrier, once);
+                if (LOW && index == 0)
+                    for (int set = 0; set * rank < LOW; set++)
+                        copy(stage + LOW_AT + set * rank * 128, set == 0 ? &a0 : set == 1 ? &a1 : &a2, column, 0, barrier,
+                             again);
             };
             const auto onwards = [&]() {
                 if (++index == TILES) {
@@ -63,7 +73,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
             };
             const int before = min(STAGES, steps);
             for (int s = 0; s < before; s++) {
-                barrier_expect(full + s * 8, STAGE_BYTES);
                 weights_into(ring + s * STAGE_BYTES, full + s * 8);
                 onwards();
             }
@@ -82,7 +91,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
             for (int s = before; s < steps; s++) {
                 barrier_wait(empty + slot * 8, parity);
                 const u32 stage = ring + slot * STAGE_BYTES, barrier = full + slot * 8;
-                barrier_expect(barrier, STAGE_BYTES);
                 weights_into(stage, barrier);
 #if !NORM
                 copy(stage + TILE_BYTES, &x, column, 0, barrier, again);
@@ -109,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
                     peer_load(more, peer(shared_at(squares + part * ROWS + lane), block));
                     sum += more;
                 }
-            scales[lane] = rsqrtf(sum / width + eps) * alpha;
+            scales[lane] = rsqrtf(sum / width + eps);
         }
 #endif
     }
@@ -117,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
     // A warp finishes sixteen outputs of eight rows at a time: v[0], v[1] belong to output g and rows 2t, 2t + 1, v[2],
     // v[3] to output g + 8.
     const int g = lane / 4, t = lane % 4;
-    const Weights weights = {{outputs0, outputs1, outputs2}, {out0, out1, out2}, {low0, low1, low2}, {b0, b1, b2}};
+    const Weights weights = {{outputs0, outputs1, outputs2}, {out0, out1, out2}, {b0, b1, b2}};
     const int strips = (HEIGHT + 15) / 16, units = (GATED ? TILES / 2 : TILES) * strips * COLUMNS;
     const int stride = SPLIT * (GROUPS * 4 + 1);
     int unit = order * (GROUPS * 4 + 1) + warp;
@@ -142,13 +150,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
     const auto sums_at = [&](int index, int strip, int column) {
         return ring + (((index * STRIPS + strip) * COLUMNS + column) * 32 + lane) * 16;
     };
-    float c[TILES * SLICES][COLUMNS][4];
+    // The adapters' sums and `low` lie behind those of the tiles.
+    const u32 low_sums = ring + TILES * STRIPS * COLUMNS * 512, low = low_sums + LOW_SLICES * 4 * COLUMNS * 512;
+    float c[TILES * SLICES + LOW_EACH][COLUMNS][4];
 #pragma unroll
-    for (int i = 0; i < TILES * SLICES; i++)
+    for (int i = 0; i < TILES * SLICES + LOW_EACH; i++)
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++)
 #pragma unroll
             for (int n = 0; n < 4; n++) c[i][j][n] = 0.0f;
+#if LOW
+    // Rows g and g + 8 of the second half of the adapter of a tile, null where there are none.
+    const auto second_of = [&](const Unit& u, int index, const bf16* (&b)[2]) {
+        const bf16* whole = pick(weights.b, GATED ? index >= TILES / 2 : u.tile.set);
+        const int at = u.strip * 16 + g;
+        b[0] = whole && at < HEIGHT && u.output < u.outputs ? whole + (i64)u.output * rank : 0;
+        b[1] = whole && at + 8 < HEIGHT && u.output + 8 < u.outputs ? whole + (i64)(u.output + 8) * rank : 0;
+    };
+#endif
     float below[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     if (base) {
         // Asked for now, so that it is there when it is wanted.
@@ -207,6 +226,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
 #pragma unroll
                     for (int s = 0; s < SLICES; s++)
                         multiply_together(c[tile * SLICES + s], a + s * 512 + 2 * k, b + 2 * k);
+                if (tile == 0) {
+#pragma unroll
+                    for (int s = 0; s < LOW_EACH; s++) {
+                        // Groups that have no slice of their own repeat the last.
+                        const word a = describe(stage + LOW_BEGIN + min(team + s * GROUPS, LOW_SLICES - 1) * 8192);
+#pragma unroll
+                        for (int k = 0; k < 4; k++) multiply_together(c[TILES * SLICES + s], a + 2 * k, b + 2 * k);
+                    }
+                }
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
                 asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
                 if (lane == 0 && i + tile > 0) barrier_arrive(empty + last * 8);
@@ -220,20 +248,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         // The sums are there from here on.
 #pragma unroll
-        for (int i = 0; i < TILES * SLICES; i++)
+        for (int i = 0; i < TILES * SLICES + LOW_EACH; i++)
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++)
                 asm volatile("" : "+f"(c[i][j][0]), "+f"(c[i][j][1]), "+f"(c[i][j][2]), "+f"(c[i][j][3])::"memory");
         // All tiles of the block were read; their place takes its sums.
         asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
+        const auto put = [&](u32 at, const float (&v)[4]) {
+            shared_store(at, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                                        __float_as_uint(v[3])));
+        };
 #pragma unroll
         for (int i = 0; i < TILES * SLICES; i++)
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++)
-                shared_store(
-                    sums_at(i / SLICES, (team * SLICES + i % SLICES) * 4 + warp % 4, j),
-                    make_uint4(__float_as_uint(c[i][j][0]), __float_as_uint(c[i][j][1]), __float_as_uint(c[i][j][2]),
-                               __float_as_uint(c[i][j][3])));
+                put(sums_at(i / SLICES, (team * SLICES + i % SLICES) * 4 + warp % 4, j), c[i][j]);
+#pragma unroll
+        for (int s = 0; s < LOW_EACH; s++) {
+            const int slice = team + s * GROUPS;
+            if (slice >= LOW_SLICES) break;
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j++)
+                put(low_sums + (((slice * 4 + warp % 4) * COLUMNS + j) * 32 + lane) * 16, c[TILES * SLICES + s][j]);
+        }
     }
 
 #if NORM
@@ -241,29 +278,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) few(
 #endif
     cluster_arrive();
     cluster_wait();
-    const auto gather = [&](float (&v)[4], const Unit& u, int index) {
-        const int set = GATED ? index >= TILES / 2 : u.tile.set;
+    // What the blocks of the cluster found, added in the order of their ranks.
+    const auto add_up = [&](float (&v)[4], u32 at) {
         float more[SPLIT][4];
 #pragma unroll
-        for (int block = 0; block < SPLIT; block++)
-            peer_load(more[block], peer(sums_at(index, u.strip, u.column), block));
+        for (int block = 0; block < SPLIT; block++) peer_load(more[block], peer(at, block));
 #pragma unroll
         for (int n = 0; n < 4; n++) {
             v[n] = 0.0f;
 #pragma unroll
             for (int block = 0; block < SPLIT; block++) v[n] += more[block][n];
-            v[n] *= NORM ? scales[u.column * 8 + 2 * t + n % 2] : alpha;
+        }
+    };
+#if LOW
+    for (int i = LOW_ROW / 16 * COLUMNS * 32 + threadIdx.x; i < LOW_SLICES * 4 * COLUMNS * 32; i += THREADS) {
+        float v[4];
+        add_up(v, low_sums + i * 16);
+        const int of = i / (COLUMNS * 32) * 16 + i % 32 / 4 - LOW_ROW, row = i / 32 % COLUMNS * 8 + i % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const float x = v[n] * (NORM ? scales[row + n % 2] : 1.0f) * low_scale;
+            const int column = of + n / 2 * 8;
+            if (column >= 0 && column < LOW) shared_store(low + ((row + n % 2) * LOW + column) * 2, (u16)pack(x, 0.0f));
+        }
+    }
+    __syncthreads();
+#endif
+    const auto gather = [&](float (&v)[4], const Unit& u, int index) {
+#if LOW
+        const bf16* b[2];
+        second_of(u, index, b);
+        // On its way while the sums are.
+        Second second = second_at(b[0], b[1], 2 * t, rank);
+#endif
+        add_up(v, sums_at(index, u.strip, u.column));
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            if (NORM) v[n] *= scales[u.column * 8 + 2 * t + n % 2];
             // Also where nothing is written: the sums have arrived before this block says that it has read them.
             asm volatile("" : "+f"(v[n])::"memory");
         }
-        if (rank) {
-            const bf16 *b = pick(weights.b, set), *from = pick(weights.low, set);
-            const int at = u.strip * 16 + g;
-            if (b)
-                adapt(v, from, at < HEIGHT && u.output < u.outputs ? b + (i64)u.output * rank : 0,
-                      at + 8 < HEIGHT && u.output + 8 < u.outputs ? b + (i64)(u.output + 8) * rank : 0,
-                      u.column * 8 + g, rows, rank, t);
+#if LOW
+        const int set = GATED ? index >= TILES / 2 : u.tile.set;
+        const u32 row = low + ((u.column * 8 + g) * LOW + set * rank) * 2;
+        for (int k = 2 * t; k < rank; k += 16) {
+            const u32 x0 = shared_word(row + k * 2), x1 = k + 8 < rank ? shared_word(row + k * 2 + 16) : 0;
+            multiply(v, second.words[0], second.words[1], second.words[2], second.words[3], x0, x1);
+            second = second_at(b[0], b[1], k + 16, rank);
         }
+#endif
     };
 #pragma unroll 1
     for (; unit < units; unit += stride) {

@@ -10,6 +10,7 @@
 //   STAGES  tiles in the ring
 //   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ)
 //   NORM    1: RMSNorm in front
+//   LOW     rows of the adapters' first halves together; 0: no adapters
 
 typedef unsigned long long word;
 
@@ -21,7 +22,17 @@ typedef unsigned long long word;
 #define ROWS_BYTES (ROWS * 128)
 // Times sixteen rows in the place for a tile's sums.
 #define STRIPS (GROUPS * SLICES * 4)
-#define STAGE_BYTES (TILE_BYTES + (NORM ? 0 : ROWS_BYTES))
+#define LOW_AT (TILE_BYTES + (NORM ? 0 : ROWS_BYTES))
+#define LOW_BYTES (LOW * 128)
+#define STAGE_BYTES (LOW_AT + LOW_BYTES)
+// Times 64 rows of the adapters' first halves, and how many of those a group of four warps multiplies.
+#define LOW_SLICES ((LOW + 63) / 64)
+#define LOW_EACH ((LOW_SLICES + GROUPS - 1) / GROUPS)
+// Where in a stage the first slice begins, so that the last ends with the stage if there is room for that, and the row
+// of it that is the first of the adapters.
+#define LOW_LAST (STAGE_BYTES >= LOW_SLICES * 8192)
+#define LOW_BEGIN (LOW_LAST ? STAGE_BYTES - LOW_SLICES * 8192 : LOW_AT)
+#define LOW_ROW (LOW_LAST ? LOW_SLICES * 64 - LOW : 0)
 // Rows of x that are normed side by side, and the parts that a row's columns are dealt to.
 #define SIDE (WORKERS / 8 < ROWS ? WORKERS / 8 : ROWS)
 #define PARTS (WORKERS / 8 / SIDE)
@@ -36,13 +47,17 @@ __device__ __forceinline__ void shared_store(u32 at, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
-// What another kernel may have written while this one was already there: read past the first cache.
-__device__ __forceinline__ u32 fresh4(const void* from) {
+__device__ __forceinline__ void shared_store(u32 at, u16 v) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(v) : "memory");
+}
+
+__device__ __forceinline__ u32 shared_word(u32 at) {
     u32 v;
-    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(from));
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
     return v;
 }
 
+// What another kernel may have written while this one was already there: read past the first cache.
 __device__ __forceinline__ float fresh(const bf16* from) {
     u16 v;
     asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(from));
@@ -124,11 +139,11 @@ __device__ __forceinline__ void copy(u32 to, const Map* map, int column, int row
 }
 
 // Three sets of weights [outputs, width] whose results go to three places, each with a low-rank adapter if `b` is there,
-// which adds low [rows, rank] b [outputs, rank]ᵀ.
+// which adds low b [outputs, rank]ᵀ; low [rows, LOW] = scale * norm(x) aᵀ lies in shared memory, `rank` columns a set.
 struct Weights {
     int outputs[3];
     bf16* out[3];
-    const bf16 *low[3], *b[3];
+    const bf16* b[3];
 };
 
 template <class P> __device__ __forceinline__ P pick(P const (&of)[3], int set) {
@@ -154,18 +169,15 @@ __device__ __forceinline__ Tile tile_at(const int (&outputs)[3], int group, int 
 #endif
 }
 
-// Adds rows `g` and `g + 8` of `b` (where they are not null) times rows 8j.. of `low`.
-__device__ __forceinline__ void adapt(
-    float (&c)[4], const bf16* low, const bf16* b_first, const bf16* b_second, int row, int rows, int rank, int t) {
-    for (int k = 2 * t; k < rank; k += 16) {
-        bool second = k + 8 < rank, there = row < rows;
-        u32 a0 = b_first ? *(const u32*)(b_first + k) : 0, a1 = b_second ? *(const u32*)(b_second + k) : 0;
-        u32 a2 = b_first && second ? *(const u32*)(b_first + k + 8) : 0;
-        u32 a3 = b_second && second ? *(const u32*)(b_second + k + 8) : 0;
-        u32 x0 = there ? fresh4(low + row * rank + k) : 0;
-        u32 x1 = there && second ? fresh4(low + row * rank + k + 8) : 0;
-        multiply(c, a0, a1, a2, a3, x0, x1);
-    }
+// Columns 2t.. and 2t + 8.. of a stretch of sixteen, of two rows of `b`.
+struct Second {
+    u32 words[4];
+};
+
+__device__ __forceinline__ Second second_at(const bf16* one, const bf16* other, int k, int rank) {
+    const bool there = k < rank, more = k + 8 < rank;
+    return {one && there ? *(const u32*)(one + k) : 0, other && there ? *(const u32*)(other + k) : 0,
+            one && more ? *(const u32*)(one + k + 8) : 0, other && more ? *(const u32*)(other + k + 8) : 0};
 }
 
 // Sixteen outputs of eight rows: rows 8 * column.. and the sixteen from 16 * strip of tile `index`. A lane has four of

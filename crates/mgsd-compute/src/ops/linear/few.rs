@@ -68,7 +68,7 @@ pub fn project(outs: &mut [&mut Tensor], x: &Tensor, norm: Option<Norm>, layers:
     if let Some(kernels) = Kernels::of(x, norm, layers, false) {
         outs.iter_mut().zip(layers).for_each(|(out, layer)| out.place(x, x.rows(), layer.weight.rows()));
         let places: Vec<u64> = outs.iter().map(|out| out.pointer()).collect();
-        return kernels.run(&places, None, &mut scratch.low);
+        return kernels.run(&places, None);
     }
     let Scratch { normed, low, .. } = scratch;
     let x = through(normed, x, norm);
@@ -87,7 +87,7 @@ pub fn project_add(out: &mut Tensor, base: &Tensor, x: &Tensor, layer: Layer, sc
         && base.dtype() == Dtype::Bf16
     {
         out.place(x, x.rows(), layer.weight.rows());
-        return kernels.run(&[out.pointer()], Some(base.pointer()), &mut scratch.low);
+        return kernels.run(&[out.pointer()], Some(base.pointer()));
     }
     super::forward_onto(out, base, x, layer.weight, layer.bias);
     layer.adapt(out, &mut scratch.low[0], x);
@@ -100,7 +100,7 @@ pub fn gate_up(out: &mut Tensor, x: &Tensor, norm: Option<Norm>, gate: Layer, up
     check_layers(op, x, norm, &[gate, up]);
     if let Some(kernels) = Kernels::of(x, norm, &[gate, up], true) {
         out.place(x, x.rows(), gate.weight.rows());
-        return kernels.run(&[out.pointer()], None, &mut scratch.low);
+        return kernels.run(&[out.pointer()], None);
     }
     let Scratch { normed, low: [low_gate, low_up, _], gate: gates, up: ups } = scratch;
     let x = through(normed, x, norm);
@@ -142,15 +142,15 @@ impl Layer<'_> {
     }
 }
 
-/// The kernels of a call that can use them.
+/// The kernel of a call that can use it.
 struct Kernels<'a> {
     gpu: &'static Cuda,
     x: &'a Tensor,
     norm: Option<Norm<'a>>,
     layers: &'a [Layer<'a>],
     plan: Plan,
-    /// For the first halves of the adapters, what they share, and their rank and scale.
-    low: Option<(Plan, usize, f32)>,
+    /// What the adapters share: rank and scale.
+    low: (usize, f32),
 }
 
 impl<'a> Kernels<'a> {
@@ -161,78 +161,39 @@ impl<'a> Kernels<'a> {
         if !bf16(x) || !layers.iter().all(plain) {
             return None;
         }
-        let planned = |outputs: &[usize], gated: bool| {
-            let problem = Problem { rows: x.rows(), width: x.cols(), outputs, gated, norm: norm.is_some() };
-            problem.plan(&gpu.clusters())
-        };
-        let outputs: Vec<usize> = layers.iter().map(|layer| layer.weight.rows()).collect();
-        let plan = planned(&outputs, gated)?;
-        let adapters: Vec<LowRank> = layers.iter().filter_map(|layer| layer.adapter).collect();
-        let low = match adapters.first() {
-            None => None,
-            Some(first) => {
-                let (rank, scale) = (first.a.rows(), first.scale);
-                let alike = |l: &LowRank| l.a.rows() == rank && l.scale == scale && bf16(l.a) && bf16(l.b);
-                if !adapters.iter().all(alike) {
-                    return None;
-                }
-                Some((planned(&vec![rank; adapters.len()], false)?, rank, scale))
-            }
-        };
-        Some(Self { gpu, x, norm, layers, plan, low })
-    }
-
-    /// `lows` receives `scale * norm(x) aᵀ` of each layer with an adapter.
-    fn run(&self, outs: &[u64], base: Option<u64>, lows: &mut [Tensor; 3]) {
-        let mut beside = [(0, 0); 3];
-        let mut rank = 0;
-        if let Some((plan, shared, scale)) = self.low {
-            rank = shared;
-            let (mut weights, mut places) = (Vec::new(), Vec::new());
-            for (index, layer) in self.layers.iter().enumerate() {
-                let Some(LowRank { a, b, .. }) = layer.adapter else { continue };
-                let low = &mut lows[index];
-                low.place(self.x, self.x.rows(), rank);
-                weights.push(a);
-                places.push(low.pointer());
-                beside[index] = (low.pointer(), b.pointer());
-            }
-            self.launch(plan, &weights, &places, None, [(0, 0); 3], 0, scale);
+        let mut adapters = layers.iter().filter_map(|layer| layer.adapter);
+        let low = adapters.next().map_or((0, 0.0), |first| (first.a.rows(), first.scale));
+        let alike = |l: &LowRank| (l.a.rows(), l.scale) == low && bf16(l.a) && bf16(l.b);
+        // The rows of all must be whole groups of eight: of each, then.
+        if !layers.iter().filter_map(|layer| layer.adapter).all(|l| alike(&l)) || !low.0.is_multiple_of(8) {
+            return None;
         }
-        let weights: Vec<&Tensor> = self.layers.iter().map(|layer| layer.weight).collect();
-        self.launch(self.plan, &weights, outs, base, beside, rank, 1.0);
+        let outputs: Vec<usize> = layers.iter().map(|layer| layer.weight.rows()).collect();
+        let (rows, width, low_rows) = (x.rows(), x.cols(), low.0 * layers.len());
+        let problem = Problem { rows, width, outputs: &outputs, gated, norm: norm.is_some(), low: low_rows };
+        Some(Self { gpu, x, norm, layers, plan: problem.plan(&gpu.clusters())?, low })
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn launch(
-        &self,
-        plan: Plan,
-        weights: &[&Tensor],
-        outs: &[u64],
-        base: Option<u64>,
-        beside: [(u64, u64); 3],
-        rank: usize,
-        alpha: f32,
-    ) {
-        let three = |values: &[u64]| [0, 1, 2].map(|index| Arg::from(values.get(index).copied().unwrap_or(0)));
+    fn run(&self, outs: &[u64], base: Option<u64>) {
+        let Self { gpu, x, norm, layers, plan, low: (rank, scale) } = *self;
         let map = |tensor: &Tensor, height| Tiles::new(tensor.pointer(), tensor.rows(), tensor.cols(), height);
-        // Sets of weights that are not there are never asked for.
-        let maps = [None, Some(0), Some(1), Some(2)].map(|index| match index {
-            None => map(self.x, plan.rows),
-            Some(index) => map(weights.get(index).unwrap_or(&weights[0]), plan.height),
-        });
-        let outputs = [0, 1, 2].map(|index| Arg::from(weights.get(index).map_or(0, |weight| weight.rows())));
-        let (norm, eps) = self.norm.map_or((0, 0.0), |norm| (norm.weight.pointer_f32(), norm.eps));
-        let mut args: Vec<Arg> = vec![norm.into(), base.unwrap_or(0).into()];
-        args.extend(three(outs));
-        args.extend(outputs);
-        args.extend(beside.map(|(low, _)| Arg::from(low)));
-        args.extend(beside.map(|(_, b)| Arg::from(b)));
-        args.extend([rank, self.x.rows(), self.x.cols(), plan.fixed].map(Arg::from));
-        args.extend([alpha, eps].map(Arg::from));
+        let adapters = [0, 1, 2].map(|index| layers.get(index).and_then(|layer| layer.adapter));
+        // Weights that are not there are never asked for; an adapter that is not there is made of another's first half and
+        // never used.
+        let weight = |index: usize| map(layers.get(index).unwrap_or(&layers[0]).weight, plan.height);
+        let a = |index: usize| adapters[index].or(adapters.iter().flatten().next().copied());
+        let a = |index: usize| a(index).map_or_else(|| map(x, plan.rows), |adapter| map(adapter.a, rank));
+        let maps = [map(x, plan.rows), weight(0), weight(1), weight(2), a(0), a(1), a(2)];
+        let (scales, eps) = norm.map_or((0, 0.0), |norm| (norm.weight.pointer_f32(), norm.eps));
+        let mut args: Vec<Arg> = vec![scales.into(), base.unwrap_or(0).into()];
+        args.extend([0, 1, 2].map(|index| Arg::from(outs.get(index).copied().unwrap_or(0))));
+        args.extend([0, 1, 2].map(|index| Arg::from(layers.get(index).map_or(0, |layer| layer.weight.rows()))));
+        args.extend(adapters.map(|adapter| Arg::from(adapter.map_or(0, |adapter| adapter.b.pointer()))));
+        args.extend([rank, x.rows(), x.cols(), plan.fixed].map(Arg::from));
+        args.extend([scale, eps].map(Arg::from));
         let variant = Variant { bf16: true, few: plan.macros(), ..Variant::default() };
         let kernel = Kernel { operation: "few", function: "few", variant };
         let (grid, block) = ([plan.blocks as u32, 1, 1], [plan.threads() as u32, 1]);
-        self.gpu.launch_early(kernel, grid, block, plan.shared as u32, plan.split as u32, &maps, &args);
+        gpu.launch_early(kernel, grid, block, plan.shared as u32, plan.split as u32, &maps, &args);
     }
 }
