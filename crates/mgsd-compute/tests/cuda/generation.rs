@@ -11,22 +11,35 @@ use mgsd_compute::{Device, Dtype, Tensor};
 #[test]
 fn layers_of_few_rows() {
     let Some((device, _turn)) = gpu("layers_of_few_rows") else { return };
+    // Rows that are whole and not, a cluster and a single block, more outputs than one round takes, and what is left to the
+    // library: more than 32 rows, a width that is no multiple of 64.
+    few_cases(
+        device,
+        &[
+            (5, 2560, &[512, 128, 128]),
+            (13, 9728, &[256]),
+            (32, 2560, &[1024, 256, 256]),
+            (32, 128, &[30_000]),
+            (40, 256, &[64, 64, 64]),
+            (7, 72, &[32, 16]),
+        ],
+    );
+}
+
+#[test]
+fn small_layers_of_few_rows() {
+    let Some((device, _turn)) = gpu("small_layers_of_few_rows") else { return };
+    // A part of a tile, tiles of several layers.
+    few_cases(device, &[(1, 64, &[8]), (8, 192, &[24, 40, 16])]);
+}
+
+/// Rows, columns and outputs of layers, without adapters and with.
+fn few_cases(device: Device, shapes: &[(usize, usize, &[usize])]) {
     let mut n = Numbers(20);
     for case in Case::both(device) {
-        // Rows that are whole and not, a cluster and a single block, more outputs than one round takes, half a tile, and
-        // what is left to the library: more than 32 rows, a width that is no multiple of 64.
-        for (rows, width, outputs) in [
-            (1, 64, vec![8]),
-            (5, 2560, vec![512, 128, 128]),
-            (8, 192, vec![24, 40, 16]),
-            (13, 9728, vec![256]),
-            (32, 2560, vec![1024, 256, 256]),
-            (32, 128, vec![30_000]),
-            (40, 256, vec![64, 64, 64]),
-            (7, 72, vec![32, 16]),
-        ] {
+        for &(rows, width, outputs) in shapes {
             for rank in [0, 8, 24] {
-                few_case(case, &mut n, (rows, width, rank), &outputs);
+                few_case(case, &mut n, (rows, width, rank), outputs);
             }
         }
     }
