@@ -34,7 +34,7 @@ pub(crate) struct Decoder {
     places: Vec<u32>,
     lengths: Vec<u32>,
     choices: Vec<Choice>,
-    /// The positions that the rotary tables are filled for.
+    /// The positions that the rotary tables on the GPU are filled for.
     turned: Vec<[u32; 3]>,
     recorded: Vec<Recorded>,
 }
@@ -98,7 +98,8 @@ impl Decoder {
     ) -> &Tensor {
         let Device::Cuda(gpu) = model.device() else {
             self.fill(tokens, &[], tokens.len());
-            self.turn(Device::Cpu);
+            self.acts.text.turn(Device::Cpu, &self.batch.positions);
+            self.turned.clear();
             self.run(model, caches, adapter, None);
             return &self.logits;
         };
@@ -127,11 +128,11 @@ impl Decoder {
         if self.recorded.is_empty() {
             // The largest step first, so that no buffer moves afterwards.
             self.fill(&[], &[], padded(self.most));
-            self.turn(model.device());
+            self.turn(gpu);
             self.run(model, caches, adapter, answer);
         }
         self.fill(tokens, choices, rows);
-        self.turn(model.device());
+        self.turn(gpu);
         self.run(model, caches, adapter, answer);
         if let Some(answer) = answer {
             answer.expect();
@@ -176,13 +177,13 @@ impl Decoder {
 
     /// What a recorded step reads, but for the tokens and how the next are chosen.
     fn send(&mut self, gpu: &'static Cuda) {
-        self.turn(Device::Cuda(gpu));
+        self.turn(gpu);
         [&self.slots, &self.places, &self.lengths].into_iter().for_each(|list| gpu.refresh(list));
     }
 
-    fn turn(&mut self, device: Device) {
+    fn turn(&mut self, gpu: &'static Cuda) {
         if self.turned != self.batch.positions {
-            self.acts.text.turn(device, &self.batch.positions);
+            self.acts.text.turn(Device::Cuda(gpu), &self.batch.positions);
             self.turned.clone_from(&self.batch.positions);
         }
     }
