@@ -15,10 +15,11 @@ const COMMON: &str = include_str!("kernels/common.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
 const HEAD_NORM: &str = include_str!("kernels/head_norm.cuh");
 const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
-/// What comes after that for kernels that begin early, for clusters of blocks and for products of few rows.
+/// What comes after that for kernels that begin early, for clusters of blocks, for products of few rows and for large ones.
 const OVERLAP: &str = include_str!("kernels/overlap.cuh");
 const CLUSTER: &str = include_str!("kernels/cluster.cuh");
 const FEW_ROWS: &str = include_str!("kernels/few.cuh");
+const LARGE_PRODUCT: &str = include_str!("kernels/product.cuh");
 
 /// The source of each operation's kernels, by the operation's name.
 const SOURCES: &[(&str, &str)] = &[
@@ -39,6 +40,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("layer_norm", include_str!("kernels/layer_norm.cu")),
     ("linear", include_str!("kernels/linear.cu")),
     ("loss", include_str!("kernels/loss.cu")),
+    ("product", include_str!("kernels/product.cu")),
     ("random", include_str!("kernels/random.cu")),
     ("rms_norm", include_str!("kernels/rms_norm.cu")),
     ("rope", include_str!("kernels/rope.cu")),
@@ -51,6 +53,9 @@ const SOURCES: &[(&str, &str)] = &[
 pub(crate) const FEW: [&str; 10] =
     ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "GATED", "NORM", "LOW"];
 
+/// What the kernel of large products is compiled for.
+pub(crate) const LARGE: [&str; 7] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "LOWS", "STEPS"];
+
 /// What a source is compiled for: the macros it sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -62,6 +67,8 @@ pub(crate) struct Variant {
     pub causal: bool,
     /// The macros [`FEW`] of products of few rows; zeros elsewhere.
     pub few: [u16; FEW.len()],
+    /// The macros [`LARGE`] of large products; zeros elsewhere.
+    pub large: [u16; LARGE.len()],
 }
 
 /// One kernel: operation, function, variant.
@@ -154,6 +161,19 @@ impl Cuda {
         self.start_kernel(kernel, grid, block, shared, &mut [], &[], args);
     }
 
+    /// Starts a kernel whose first argument is a structure of all `maps`.
+    pub(crate) fn launch_with_maps(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        block: [u32; 2],
+        shared: u32,
+        maps: &[Tiles],
+        args: &[Arg],
+    ) {
+        self.start_kernel(kernel, grid, block, shared, &mut [], &[maps.as_ptr().cast()], args);
+    }
+
     /// Starts a kernel whose blocks come in clusters of `cluster` along x, and which may begin before the kernel in
     /// front of it has ended: it waits by itself (`griddepcontrol.wait`). `maps` are its first arguments. For compute
     /// capability 9.0 and later.
@@ -169,9 +189,11 @@ impl Cuda {
         args: &[Arg],
     ) {
         let mut attributes = early(cluster);
-        self.start_kernel(kernel, grid, block, shared, &mut attributes, maps, args);
+        let maps: Vec<_> = maps.iter().map(|map| (&raw const map.0).cast()).collect();
+        self.start_kernel(kernel, grid, block, shared, &mut attributes, &maps, args);
     }
 
+    /// `front` points to the first arguments.
     #[allow(clippy::too_many_arguments)] // As above.
     fn start_kernel(
         &self,
@@ -180,7 +202,7 @@ impl Cuda {
         block: [u32; 2],
         shared: u32,
         attributes: &mut [sys::CUlaunchAttribute],
-        maps: &[Tiles],
+        front: &[*const std::ffi::c_void],
         args: &[Arg],
     ) {
         if grid.contains(&0) {
@@ -190,16 +212,16 @@ impl Cuda {
         let function = self.function(kernel, shared, !attributes.is_empty());
         let mut words: [u64; 40] = [0; 40];
         let mut places = [std::ptr::null_mut(); 40];
-        for (place, map) in places.iter_mut().zip(maps) {
-            *place = (&raw const map.0).cast_mut().cast();
+        for (place, argument) in places.iter_mut().zip(front) {
+            *place = argument.cast_mut();
         }
         for (index, arg) in args.iter().enumerate() {
             words[index] = arg.0;
-            places[maps.len() + index] = (&raw mut words[index]).cast();
+            places[front.len() + index] = (&raw mut words[index]).cast();
         }
         let handle = function.handle as sys::CUfunction;
         let [x, y, z] = grid;
-        // SAFETY: the arguments lie in `maps` and `words`; what they point to is the caller's promise.
+        // SAFETY: the arguments lie behind `front` and in `words`; what they point to is the caller's promise.
         let status = unsafe {
             let none = std::ptr::null_mut();
             let places = places.as_mut_ptr();
@@ -297,6 +319,7 @@ impl Cuda {
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
         let more: &[&str] = match operation {
             "few" => &[OVERLAP, CLUSTER, FEW_ROWS],
+            "product" => &[CLUSTER, LARGE_PRODUCT],
             "sample" => &[OVERLAP, CLUSTER],
             "attention_decode" => &[OVERLAP, HEAD_NORM],
             "head_norm_rope" => &[HEAD_NORM],
@@ -340,6 +363,9 @@ impl Cuda {
         }
         if variant.few != [0; FEW.len()] {
             options.extend(FEW.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
+        }
+        if variant.large != [0; LARGE.len()] {
+            options.extend(LARGE.iter().zip(variant.large).map(|(name, value)| format!("-D{name}={value}")));
         }
         options
     }

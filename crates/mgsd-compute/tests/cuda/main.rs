@@ -8,6 +8,7 @@
 //! too.
 
 mod generation;
+mod layers;
 
 use std::sync::{Mutex, MutexGuard};
 

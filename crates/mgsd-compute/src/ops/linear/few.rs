@@ -108,7 +108,7 @@ pub fn gate_up(out: &mut Tensor, x: &Tensor, norm: Option<Norm>, gate: Layer, up
     swiglu::forward(out, gates, ups);
 }
 
-fn check_layers(op: &str, x: &Tensor, norm: Option<Norm>, layers: &[Layer]) {
+pub(super) fn check_layers(op: &str, x: &Tensor, norm: Option<Norm>, layers: &[Layer]) {
     for layer in layers {
         check::shape(op, "weight", layer.weight, layer.weight.rows(), x.cols());
         if let Some(LowRank { a, b, .. }) = layer.adapter {
