@@ -56,11 +56,10 @@ pub fn forward(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, low: &mut
         Onto::Itself => !alike(out),
         Onto::Other(base) => !alike(base),
     };
-    // Alone, the product is another's work.
-    if adapter.is_some()
-        && layer.bias.is_none()
+    if layer.bias.is_none()
         && !mixed
         && let Some(own) = Own::of(&terms, Weights::ByOutputs, form)
+        && (adapter.is_some() || own.is_ahead())
     {
         match onto {
             Onto::Itself => check::shape(op, "out", out, tokens, outputs),
