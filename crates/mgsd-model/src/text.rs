@@ -341,8 +341,8 @@ impl TextDecoder {
         if !input.prepared {
             acts.turn(device, input.positions);
         }
-        // Layers that run again make them then.
-        let halves = if keep && acts.recompute != Recompute::Layers { Halves::Kept } else { Halves::Dropped };
+        // Also where layers run again, so that they do the same then.
+        let halves = if keep { Halves::Kept } else { Halves::Dropped };
         let TextActivations { cos, sin, streams, layers, cheap, normed, cut, few: scratch, copied, .. } = acts;
         // DeepStack adds to the outputs of the first layers.
         let deep = input.features.map_or(0, |(_, features)| features.deepstack.len());

@@ -52,12 +52,13 @@ fn layers_with_adapters() {
                 layer::forward(&mut y, Onto::Itself, &x, here, &mut low);
                 layer::forward(&mut yg, Onto::Itself, &xg, there, &mut low_g);
                 case.near(&what("layer added"), &y, &yg, 1e-5, 8e-3);
-                let (second, mut yg) = (yg.to_vec(), copy(&base_g));
-                layer::forward(&mut yg, Onto::Itself, &xg, there, &mut low_g);
-                assert!(second == yg.to_vec(), "{} in {:?}: other bits again", what("layer"), case.dtype);
-                // The library may do it another way in place.
+                let second = yg.to_vec();
+                // Of the kernel; the library may do it another way in place.
                 if case.dtype == Dtype::Bf16 && adapted && outputs > 520 {
                     assert!(first == second, "{}: other bits in place", what("layer"));
+                    let mut yg = copy(&base_g);
+                    layer::forward(&mut yg, Onto::Itself, &xg, there, &mut low_g);
+                    assert!(second == yg.to_vec(), "{}: other bits again", what("layer"));
                 }
             }
         }
@@ -93,7 +94,11 @@ fn gate_and_up() {
                 let (mut alone, mut halves) = (poison(&like), [0; 2].map(|_| Tensor::empty()));
                 let [g, u] = &mut halves;
                 layer::gate_up(&mut alone, [g, u], Halves::Dropped, &xg, there, [&mut low_g, &mut low_u]);
-                assert!(alone.to_vec() == yg.to_vec(), "{}: without its halves", what("gated"));
+                case.near(&what("gated alone"), &y, &alone, 2e-5, 1e-2);
+                // With both adapters, or one, the same code makes it.
+                if adapted[0] {
+                    assert!(alone.to_vec() == yg.to_vec(), "{}: other bits without halves", what("gated"));
+                }
             }
         }
     }

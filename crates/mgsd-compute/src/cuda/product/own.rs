@@ -99,12 +99,6 @@ impl<'a> Own<'a> {
         Some(Self { gpu, terms, weights, form, rows, columns, wide, clusters })
     }
 
-    /// Whether a product without adapter, onto another matrix, is better done by this kernel too: measured where 160 columns
-    /// fill rounds that a library's tiles do not (o and down of the 4B model), 1 to 4 % faster; elsewhere slower.
-    pub(crate) fn is_ahead(&self) -> bool {
-        self.form == Form::SumOnto && self.weights == Weights::ByOutputs && self.wide == 160
-    }
-
     /// `base` is there if the form wants it and may be where the result goes; `halves` likewise.
     pub(crate) fn run(&self, out: u64, base: Option<u64>, halves: Option<[u64; 2]>) {
         let Self { terms, weights, form, rows, columns, wide, .. } = *self;

@@ -56,10 +56,11 @@ pub fn forward(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, low: &mut
         Onto::Itself => !alike(out),
         Onto::Other(base) => !alike(base),
     };
-    if layer.bias.is_none()
+    // Alone, the product is the library's work.
+    if adapter.is_some()
+        && layer.bias.is_none()
         && !mixed
         && let Some(own) = Own::of(&terms, Weights::ByOutputs, form)
-        && (adapter.is_some() || own.is_ahead())
     {
         match onto {
             Onto::Itself => check::shape(op, "out", out, tokens, outputs),
@@ -98,7 +99,9 @@ pub fn gate_up(
     let ends = [begin(low_gate, x, gate.adapter), begin(low_up, x, up.adapter)];
     let terms = [Term { x, weight: gate.weight, low: ends[0] }, Term { x, weight: up.weight, low: ends[1] }];
     let form = if wanted == Halves::Kept { Form::GatedAndHalves } else { Form::Gated };
-    if gate.bias.is_none()
+    // Where halves are kept and there are no adapters, too little is saved to be seen in a training step.
+    if (ends[0].is_some() || wanted == Halves::Dropped)
+        && gate.bias.is_none()
         && up.bias.is_none()
         && let Some(own) = Own::of(&terms, Weights::ByOutputs, form)
     {
@@ -158,7 +161,8 @@ pub fn backward_input(dx: &mut Tensor, layers: &[Above], write: Write) {
         })
         .collect();
     let form = if write == Write::Add { Form::SumOnto } else { Form::Sum };
-    if (layers.len() > 1 || layers.iter().any(end))
+    // Without adapters too little is saved to be seen in a training step.
+    if layers.iter().any(end)
         && (write == Write::Set || dx.dtype() == Dtype::Bf16)
         && let Some(own) = Own::of(&terms, Weights::ByInputs, form)
     {
