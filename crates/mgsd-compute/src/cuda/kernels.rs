@@ -18,6 +18,7 @@ const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
 /// What comes after that for kernels that begin early, for clusters of blocks, for products of few rows and for large ones.
 const OVERLAP: &str = include_str!("kernels/overlap.cuh");
 const CLUSTER: &str = include_str!("kernels/cluster.cuh");
+const COPY_ENGINE: &str = include_str!("kernels/copy_engine.cuh");
 const FEW_ROWS: &str = include_str!("kernels/few.cuh");
 const LARGE_PRODUCT: &str = include_str!("kernels/product.cuh");
 
@@ -56,6 +57,17 @@ pub(crate) const FEW: [&str; 10] =
 /// What the kernel of large products is compiled for.
 pub(crate) const LARGE: [&str; 7] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "LOWS", "STEPS"];
 
+/// The operations whose sources see sizes, and the names of those.
+const SIZED: [(&str, &[&str]); 2] = [("few", &FEW), ("product", &LARGE)];
+
+const MOST_SIZES: usize = FEW.len();
+
+/// Sizes as a [`Variant`] holds them.
+pub(crate) fn sizes<const COUNT: usize>(of: [usize; COUNT]) -> [u16; MOST_SIZES] {
+    const { assert!(COUNT <= MOST_SIZES) };
+    std::array::from_fn(|index| of.get(index).map_or(0, |&size| size as u16))
+}
+
 /// What a source is compiled for: the macros it sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -65,10 +77,8 @@ pub(crate) struct Variant {
     pub head_dim: u16,
     /// Whether attention is causal.
     pub causal: bool,
-    /// The macros [`FEW`] of products of few rows; zeros elsewhere.
-    pub few: [u16; FEW.len()],
-    /// The macros [`LARGE`] of large products; zeros elsewhere.
-    pub large: [u16; LARGE.len()],
+    /// The macros that [`SIZED`] names for its operation, see [`sizes`]; zeros elsewhere.
+    pub sizes: [u16; MOST_SIZES],
 }
 
 /// One kernel: operation, function, variant.
@@ -318,8 +328,8 @@ impl Cuda {
         let begin =
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
         let more: &[&str] = match operation {
-            "few" => &[OVERLAP, CLUSTER, FEW_ROWS],
-            "product" => &[CLUSTER, LARGE_PRODUCT],
+            "few" => &[OVERLAP, CLUSTER, COPY_ENGINE, FEW_ROWS],
+            "product" => &[CLUSTER, COPY_ENGINE, LARGE_PRODUCT],
             "sample" => &[OVERLAP, CLUSTER],
             "attention_decode" => &[OVERLAP, HEAD_NORM],
             "head_norm_rope" => &[HEAD_NORM],
@@ -328,7 +338,7 @@ impl Cuda {
         };
         let more = more.join("\n");
         let source = format!("{begin}\n{more}\n#line 1 \"{operation}.cu\"\n{body}");
-        let options = self.options(variant);
+        let options = self.options(operation, variant);
         let mut version = (0, 0);
         // SAFETY: both places outlive the call.
         unsafe { nvrtc::nvrtcVersion(&mut version.0, &mut version.1) };
@@ -348,7 +358,7 @@ impl Cuda {
         image
     }
 
-    fn options(&self, variant: Variant) -> Vec<String> {
+    fn options(&self, operation: &str, variant: Variant) -> Vec<String> {
         let (major, minor) = self.capability;
         // Kernels may use what only this architecture has, where it has such a set.
         let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
@@ -361,11 +371,8 @@ impl Cuda {
             options.push(format!("-DHEAD_DIM={}", variant.head_dim));
             options.push(format!("-DCAUSAL={}", variant.causal as u8));
         }
-        if variant.few != [0; FEW.len()] {
-            options.extend(FEW.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
-        }
-        if variant.large != [0; LARGE.len()] {
-            options.extend(LARGE.iter().zip(variant.large).map(|(name, value)| format!("-D{name}={value}")));
+        if let Some((_, names)) = SIZED.iter().find(|(name, _)| *name == operation) {
+            options.extend(names.iter().zip(variant.sizes).map(|(name, value)| format!("-D{name}={value}")));
         }
         options
     }

@@ -9,8 +9,6 @@
 //   LOWS    adapters; with GATED one for each half, or none
 //   STEPS   times sixteen columns of an adapter
 
-typedef unsigned long long word;
-
 // Blocks of a cluster.
 #define BLOCKS 2
 // Threads that multiply, in two groups, and all: four more warps copy.
@@ -32,11 +30,6 @@ typedef unsigned long long word;
 #define RESULT_PANELS (RESULTS / PANEL)
 #define RESULT_BYTES (PANELS * PANEL_BYTES)
 
-// The copy engine's description of a matrix.
-struct alignas(64) Map {
-    u64 words[16];
-};
-
 struct Maps {
     Map x[3], w[3], low[3], b[3], out[3], base;
 };
@@ -50,53 +43,10 @@ __device__ __forceinline__ u32 pack(float first, float second) {
 __device__ __forceinline__ float first_of(u32 both) { return __uint_as_float(both << 16); }
 __device__ __forceinline__ float second_of(u32 both) { return __uint_as_float(both & 0xffff0000u); }
 
-__device__ __forceinline__ uint4 shared_load(u32 at) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
-    return v;
-}
-
-__device__ __forceinline__ u32 shared_word(u32 at) {
-    u32 v;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
-    return v;
-}
-
-__device__ __forceinline__ void shared_store(u32 at, uint4 v) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
-__device__ __forceinline__ void shared_store(u32 at, u32 v) {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
-}
-
-__device__ __forceinline__ void barrier_start(u32 barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // At the barrier of another block, at an address that `peer` gave. Nothing was written that the other one is to see, so
 // that the block's own scope is enough; a cluster's would empty caches each time.
 __device__ __forceinline__ void barrier_arrive_there(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// Until the phase with this parity is over.
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile("{\n"
-                 ".reg .pred over;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
-                 "@!over bra again;\n"
-                 "}" ::"r"(barrier), "r"(parity)
-                 : "memory");
 }
 
 // A box of a matrix into shared memory; zeros where the matrix ends.

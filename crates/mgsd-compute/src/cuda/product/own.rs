@@ -2,7 +2,7 @@
 //! is added, several products with one sum, the gated product. A plain product is cuBLASLt's work, which is about as
 //! fast (docs/h200.md).
 
-use crate::cuda::{Arg, Cuda, Kernel, LARGE, Tiles, Variant};
+use crate::cuda::{Arg, Cuda, Kernel, LARGE, Tiles, Variant, sizes};
 use crate::{Dtype, Tensor};
 
 /// One product of a sum, with the second half of its adapter: `x wᵀ + low bᵀ`, or `x w + low b`.
@@ -135,7 +135,7 @@ impl<'a> Own<'a> {
         let gates = if form == Form::GatedAndHalves { 2 } else { gated as usize };
         let onto = (form == Form::SumOnto) as usize;
         let large: [usize; LARGE.len()] = [wide, stages, across as usize, gates, onto, lows.len(), rank.div_ceil(16)];
-        let variant = Variant { bf16: true, large: large.map(|value| value as u16), ..Variant::default() };
+        let variant = Variant { bf16: true, sizes: sizes(large), ..Variant::default() };
 
         let pieces = |index: usize| terms.get(index).map_or(0, |term| term.x.cols().div_ceil(64));
         // The second term of a gated product shares the first one's input.

@@ -57,9 +57,9 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn macros(&self) -> [u16; FEW.len()] {
+    pub(super) fn macros(&self) -> [usize; FEW.len()] {
         let Self { rows, groups, slices, height, split, tiles, stages, gated, norm, low, .. } = *self;
-        [rows, groups, slices, height, split, tiles, stages, gated as usize, norm as usize, low].map(|x| x as u16)
+        [rows, groups, slices, height, split, tiles, stages, gated as usize, norm as usize, low]
     }
 
     /// Threads of a block: those that multiply, and a warp that copies.
