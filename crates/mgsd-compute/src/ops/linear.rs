@@ -7,8 +7,6 @@ pub(crate) mod cuda;
 pub mod few;
 pub mod layer;
 
-pub use few::Layer;
-
 /// A low-rank adapter beside a weight: `scale * (x aᵀ) bᵀ`.
 #[derive(Clone, Copy)]
 pub struct LowRank<'a> {
@@ -18,6 +16,17 @@ pub struct LowRank<'a> {
     pub b: &'a Tensor,
     /// Factor of the product.
     pub scale: f32,
+}
+
+/// `y = x wᵀ (+ bias) (+ scale * (x aᵀ) bᵀ)`
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
+    /// `[outputs, inputs]`
+    pub weight: &'a Tensor,
+    /// `[1, outputs]`
+    pub bias: Option<&'a Tensor>,
+    /// What is added beside the weight.
+    pub adapter: Option<LowRank<'a>>,
 }
 
 /// `out (=|+=) alpha * x wᵀ (+ bias)`; resizes `out` when `write` is `Set`.

@@ -4,7 +4,7 @@ use super::{Case, Numbers, angles, gpu};
 use mgsd_compute::ops::attention::{self, KvCache};
 use mgsd_compute::ops::embedding;
 use mgsd_compute::ops::head_norm::HeadNorm;
-use mgsd_compute::ops::linear::{LowRank, few};
+use mgsd_compute::ops::linear::{Layer, LowRank, few};
 use mgsd_compute::ops::sample::{self, Answer, Choice};
 use mgsd_compute::{Device, Dtype, Tensor};
 
@@ -61,11 +61,11 @@ fn few_case(case: Case, n: &mut Numbers, (rows, width, rank): (usize, usize, usi
     let adapter = |index, a, b| adapted(index).then_some(LowRank { a, b, scale: 2.0 });
     let layer = |index: usize| {
         let adapter = adapter(index, &a[index].0, &b[index].0);
-        few::Layer { weight: &weights[index].0, bias: None, adapter }
+        Layer { weight: &weights[index].0, bias: None, adapter }
     };
     let layer_g = |index: usize| {
         let adapter = adapter(index, &a[index].1, &b[index].1);
-        few::Layer { weight: &weights[index].1, bias: None, adapter }
+        Layer { weight: &weights[index].1, bias: None, adapter }
     };
     let (norm, norm_g) = (few::Norm { weight: &scale, eps: 1e-6 }, few::Norm { weight: &scale_g, eps: 1e-6 });
     let mut scratch = [few::Scratch::new(), few::Scratch::new()];

@@ -4,7 +4,7 @@
 //! On a GPU of compute capability 9.0, in `Bf16`, up to 32 rows, where all shapes allow it, these are kernels of their
 //! own; otherwise, and on the CPU, they are the operations that the formulas name, one after another.
 
-use super::LowRank;
+use super::{Layer, LowRank};
 use crate::cuda::{Arg, Cuda, Kernel, Tiles, Variant, sizes};
 use crate::ops::{rms_norm, swiglu};
 use crate::{Dtype, Tensor, Write, check};
@@ -12,17 +12,6 @@ use crate::{Dtype, Tensor, Write, check};
 mod plan;
 
 use plan::{Plan, Problem};
-
-/// `y = x wᵀ (+ bias) (+ scale * (x aᵀ) bᵀ)`
-#[derive(Clone, Copy)]
-pub struct Layer<'a> {
-    /// `[outputs, inputs]`
-    pub weight: &'a Tensor,
-    /// `[1, outputs]`
-    pub bias: Option<&'a Tensor>,
-    /// What is added beside the weight.
-    pub adapter: Option<LowRank<'a>>,
-}
 
 /// RMSNorm of the input: its scale `[1, inputs]` and its epsilon.
 #[derive(Clone, Copy)]

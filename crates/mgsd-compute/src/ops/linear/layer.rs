@@ -4,8 +4,8 @@
 //! added to, the product of gate and up and the sum over layers are part of one kernel; otherwise, and on the CPU, they
 //! are the operations that the formulas name, one after another.
 
-use super::few::{Layer, check_layers};
-use super::{LowRank, backward_input as unproject, forward as project, forward_onto};
+use super::few::check_layers;
+use super::{Layer, LowRank, backward_input as unproject, forward as project, forward_onto};
 use crate::cuda::own::{Form, Own, Term, Weights};
 use crate::ops::swiglu;
 use crate::{Dtype, Tensor, Write, check};
