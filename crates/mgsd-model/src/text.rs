@@ -6,7 +6,7 @@
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::linear::few;
-use mgsd_compute::ops::{embedding, rms_norm, rows, swiglu};
+use mgsd_compute::ops::{decode_layers, embedding, rms_norm, rows, swiglu};
 use mgsd_compute::{Tensor, Write};
 
 use crate::batch::Batch;
@@ -129,6 +129,15 @@ impl TextLayer {
         few::project_add(&mut a.mid, x, &a.attended, self.o.few(adapter), scratch);
         few::gate_up(&mut c.gated, &a.mid, Some(norm), self.gate.few(adapter), self.up.few(adapter), scratch);
         few::project_add(out, &a.mid, &c.gated, self.down.few(adapter), scratch);
+    }
+
+    /// As the kernel of whole decoding steps wants it.
+    fn together(&self, adapter: Adapter) -> decode_layers::Layer<'_> {
+        decode_layers::Layer {
+            norms: [&self.input_norm.value, &self.post_norm.value],
+            head_norms: [&self.q_norm.value, &self.k_norm.value],
+            linears: self.linears().map(|linear| linear.few(adapter)),
+        }
     }
 
     fn head_norm<'a>(&'a self, common: &Common<'a>) -> HeadNorm<'a> {
@@ -348,7 +357,7 @@ impl TextDecoder {
         if !input.prepared {
             acts.turn(device, input.positions);
         }
-        let TextActivations { cos, sin, streams, layers, cheap, normed, cut, few: scratch, copied, .. } = acts;
+        let TextActivations { cos, sin, streams, layers, cheap, normed, cut, few: scratch, together, copied, .. } = acts;
         // DeepStack adds to the outputs of the first layers.
         let deep = input.features.map_or(0, |(_, features)| features.deepstack.len());
         cut.begin(input.rows, deep < self.layers.len());
@@ -363,6 +372,16 @@ impl TextDecoder {
         }
         let few = matches!(pass, Pass::Decode { .. });
         let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter };
+        if let Pass::Decode { caches, slots, lengths, .. } = &mut pass {
+            let all: Vec<_> = self.layers.iter().map(|layer| layer.together(adapter)).collect();
+            let rows = decode_layers::Rows { slots, lengths, cos, sin };
+            let settings = decode_layers::Settings { eps: common.eps, scale: self.layout(&[]).scale };
+            let (x, out) = neighbours(streams, 0, keep);
+            if std::env::var_os("MGSD_APART").is_none() && decode_layers::run(out, x, &all, caches, &rows, settings, together) {
+                rms_norm::forward(normed, out, &self.norm.value, common.eps);
+                return;
+            }
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             let (a, c) = places(layers, cheap, index, keep);
             let (x, out) = neighbours(streams, index, keep);

@@ -18,6 +18,7 @@ const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
 /// What comes after that for kernels that begin early, for clusters of blocks and for products of few rows.
 const OVERLAP: &str = include_str!("kernels/overlap.cuh");
 const CLUSTER: &str = include_str!("kernels/cluster.cuh");
+const STREAM: &str = include_str!("kernels/stream.cuh");
 const FEW_ROWS: &str = include_str!("kernels/few.cuh");
 
 /// The source of each operation's kernels, by the operation's name.
@@ -30,6 +31,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention_forward", include_str!("kernels/attention_forward.cu")),
     ("attention_forward_hopper", include_str!("kernels/attention_forward_hopper.cu")),
     ("cluster", include_str!("kernels/cluster.cu")),
+    ("decode_layers", include_str!("kernels/decode_layers.cu")),
     ("elementwise", include_str!("kernels/elementwise.cu")),
     ("embedding", include_str!("kernels/embedding.cu")),
     ("few", include_str!("kernels/few.cu")),
@@ -51,6 +53,36 @@ const SOURCES: &[(&str, &str)] = &[
 pub(crate) const FEW: [&str; 10] =
     ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "GATED", "NORM", "LOW"];
 
+/// What the kernel of a decoding step is compiled for.
+pub(crate) const DECODE: [&str; 26] = [
+    "ROWS",
+    "BLOCKS",
+    "SLOTS",
+    "X_SLOTS",
+    "AHEAD",
+    "HIDDEN",
+    "Q_OUT",
+    "KV_OUT",
+    "INTER",
+    "RANK",
+    "QKV_HEIGHT",
+    "QKV_PER",
+    "QKV_TILES",
+    "QKV_SPLIT",
+    "O_HEIGHT",
+    "O_PER",
+    "O_TILES",
+    "O_SPLIT",
+    "GATE_UP_HEIGHT",
+    "GATE_UP_PER",
+    "GATE_UP_TILES",
+    "GATE_UP_SPLIT",
+    "DOWN_HEIGHT",
+    "DOWN_PER",
+    "DOWN_TILES",
+    "DOWN_SPLIT",
+];
+
 /// What a source is compiled for: the macros it sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -62,6 +94,8 @@ pub(crate) struct Variant {
     pub causal: bool,
     /// The macros [`FEW`] of products of few rows; zeros elsewhere.
     pub few: [u16; FEW.len()],
+    /// The macros [`DECODE`] of a decoding step; zeros elsewhere.
+    pub decode: [u16; DECODE.len()],
 }
 
 /// One kernel: operation, function, variant.
@@ -170,6 +204,15 @@ impl Cuda {
     ) {
         let mut attributes = early(cluster);
         self.start_kernel(kernel, grid, block, shared, &mut attributes, maps, args);
+    }
+
+    /// Starts a kernel of `blocks` blocks that wait for each other: all of them run at the same time, or it does not start.
+    pub(crate) fn launch_whole(&self, kernel: Kernel, blocks: u32, threads: u32, shared: u32, args: &[Arg]) {
+        // SAFETY: a zero pattern is a valid value of this plain structure of C.
+        let mut attributes: [sys::CUlaunchAttribute; 1] = unsafe { std::mem::zeroed() };
+        attributes[0].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+        attributes[0].value.cooperative = 1;
+        self.start_kernel(kernel, [blocks, 1, 1], [threads, 1], shared, &mut attributes, &[], args);
     }
 
     #[allow(clippy::too_many_arguments)] // As above.
@@ -296,7 +339,8 @@ impl Cuda {
         let begin =
             if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
         let more: &[&str] = match operation {
-            "few" => &[OVERLAP, CLUSTER, FEW_ROWS],
+            "few" => &[OVERLAP, CLUSTER, STREAM, FEW_ROWS],
+            "decode_layers" => &[CLUSTER, STREAM],
             "sample" => &[OVERLAP, CLUSTER],
             "attention_decode" => &[OVERLAP, HEAD_NORM],
             "head_norm_rope" => &[HEAD_NORM],
@@ -340,6 +384,12 @@ impl Cuda {
         }
         if variant.few != [0; FEW.len()] {
             options.extend(FEW.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
+        }
+        if variant.decode != [0; DECODE.len()] {
+            if let Ok(n) = std::env::var("MGSD_BACKOFF") {
+                options.push(format!("-DBACKOFF={n}"));
+            }
+            options.extend(DECODE.iter().zip(variant.decode).map(|(name, value)| format!("-D{name}={value}")));
         }
         options
     }

@@ -41,4 +41,9 @@ impl Tiles {
         check("cuTensorMapEncodeTiled", status);
         Self(map)
     }
+
+    /// As it lies in memory, for kernels that read it there.
+    pub(crate) fn words(&self) -> [u64; 16] {
+        self.0.opaque
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod decode_layers;
 pub mod embedding;
 pub mod gelu;
 pub mod head_norm;

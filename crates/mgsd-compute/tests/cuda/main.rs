@@ -7,6 +7,7 @@
 //! product, the gradient of logits before that of states), and 1e-2 to 1.5e-2 for attention, which rounds probabilities
 //! too.
 
+mod decode_layers;
 mod generation;
 
 use std::sync::{Mutex, MutexGuard};

@@ -1,7 +1,7 @@
 //! The decoder's buffers, and what of them is kept for a pass back.
 
 use mgsd_compute::ops::linear::few;
-use mgsd_compute::ops::rows;
+use mgsd_compute::ops::{decode_layers, rows};
 use mgsd_compute::{Device, Tensor, Write};
 
 use crate::config::TextConfig;
@@ -140,6 +140,7 @@ pub(crate) struct TextActivations {
     pub(super) cut: Cut,
     /// What steps of few rows have in between.
     pub(super) few: few::Scratch,
+    pub(super) together: decode_layers::Scratch,
     /// Keys and values on their way to further slots.
     pub(super) copied: [Tensor; 2],
     pub(super) descent: Descent,
@@ -160,6 +161,7 @@ impl TextActivations {
             normed: Tensor::empty(),
             cut: Cut::default(),
             few: few::Scratch::new(),
+            together: decode_layers::Scratch::default(),
             copied: [Tensor::empty(), Tensor::empty()],
             descent: Descent::default(),
         }

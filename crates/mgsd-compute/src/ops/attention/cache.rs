@@ -29,7 +29,7 @@ impl KvCache {
     }
 
     /// Takes memory where the first keys come from.
-    fn settle(&mut self, k: &Tensor) {
+    pub(in crate::ops) fn settle(&mut self, k: &Tensor) {
         if !self.keys.is_empty() {
             return;
         }
@@ -38,6 +38,11 @@ impl KvCache {
         let zeros = |cols| Tensor::zeros_on(k.device(), k.dtype(), self.slots * self.kv_heads, cols);
         let (keys, values) = (self.capacity * self.head_dim, self.capacity * self.head_dim.next_multiple_of(width));
         (self.keys, self.values) = (zeros(keys), zeros(values));
+    }
+
+    /// Keys and values, once there is memory for them.
+    pub(in crate::ops) fn tensors(&self) -> [&Tensor; 2] {
+        [&self.keys, &self.values]
     }
 
     fn cached(&self) -> Cached<'_> {
