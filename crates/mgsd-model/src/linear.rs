@@ -1,6 +1,7 @@
 //! A linear layer, with or without bias, with or without a low-rank adapter beside it.
 
-use mgsd_compute::ops::linear::{self, LowRank, few};
+use mgsd_compute::ops::linear::layer::{self, Above, Onto};
+use mgsd_compute::ops::linear::{self, Layer, LowRank};
 use mgsd_compute::{Tensor, Write};
 
 use crate::lora::Lora;
@@ -38,30 +39,21 @@ impl Linear {
         name.strip_suffix(".weight").unwrap_or(name)
     }
 
-    /// `x: [tokens, in]`, `out: [tokens, out]`. `low` receives `x Aᵀ`, which [`backward`](Self::backward) wants back.
+    /// `x: [tokens, in]`, `out: [tokens, out]`. `low` receives `scale * x Aᵀ`, which [`backward`](Self::backward) wants
+    /// back.
     pub fn forward(&self, out: &mut Tensor, x: &Tensor, low: &mut Tensor, write: Write, adapter: Adapter) {
-        let bias = self.bias.as_ref().map(|b| &b.value);
-        linear::forward(out, x, &self.weight.value, bias, 1.0, write);
-        if let Some(lora) = self.lora.as_ref().filter(|_| adapter == Adapter::On) {
-            linear::forward(low, x, &lora.a.value, None, 1.0, Write::Set);
-            linear::forward(out, low, &lora.b.value, None, lora.scale, Write::Add);
-        }
+        layer::forward(out, write.into(), x, self.layer(adapter), low);
     }
 
     /// `out = base + y`: for layers whose result is added to the stream.
     pub fn forward_onto(&self, out: &mut Tensor, base: &Tensor, x: &Tensor, low: &mut Tensor, adapter: Adapter) {
-        let bias = self.bias.as_ref().map(|b| &b.value);
-        linear::forward_onto(out, base, x, &self.weight.value, bias);
-        if let Some(lora) = self.lora.as_ref().filter(|_| adapter == Adapter::On) {
-            linear::forward(low, x, &lora.a.value, None, 1.0, Write::Set);
-            linear::forward(out, low, &lora.b.value, None, lora.scale, Write::Add);
-        }
+        layer::forward(out, Onto::Other(base), x, self.layer(adapter), low);
     }
 
-    /// As the operations for few rows want it.
-    pub fn few(&self, adapter: Adapter) -> few::Layer<'_> {
+    /// As the operations want it.
+    pub fn layer(&self, adapter: Adapter) -> Layer<'_> {
         let lora = self.lora.as_ref().filter(|_| adapter == Adapter::On);
-        few::Layer {
+        Layer {
             weight: &self.weight.value,
             bias: self.bias.as_ref().map(|b| &b.value),
             adapter: lora.map(|lora| LowRank { a: &lora.a.value, b: &lora.b.value, scale: lora.scale }),
@@ -86,15 +78,24 @@ impl Linear {
     /// The first half of [`backward`](Self::backward), which does not need `x`: the gradient of the input. `dlow` is for the
     /// second half.
     pub fn backward_input(&self, dx: Option<(&mut Tensor, Write)>, dy: &Tensor, dlow: &mut Tensor, adapter: Adapter) {
-        let lora = self.lora.as_ref().filter(|_| adapter == Adapter::On);
-        if let Some(lora) = lora.filter(|lora| dx.is_some() || lora.a.is_trainable()) {
-            linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
-        }
-        if let Some((dx, write)) = dx {
-            linear::backward_input(dx, dy, &self.weight.value, 1.0, write);
-            if let Some(lora) = lora {
-                linear::backward_input(dx, dlow, &lora.a.value, 1.0, Write::Add);
+        Self::backward_inputs([(self, dy, dlow)], dx, adapter);
+    }
+
+    /// The same of layers that share their input: `dx` receives the sum. Each has a `dlow` of its own.
+    pub fn backward_inputs<const N: usize>(
+        layers: [(&Self, &Tensor, &mut Tensor); N],
+        dx: Option<(&mut Tensor, Write)>,
+        adapter: Adapter,
+    ) {
+        let layers = layers.map(|(layer, dy, dlow)| {
+            let lora = layer.lora.as_ref().filter(|_| adapter == Adapter::On);
+            if let Some(lora) = lora.filter(|lora| dx.is_some() || lora.a.is_trainable()) {
+                linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
             }
+            Above { layer: layer.layer(adapter), dy, dlow }
+        });
+        if let Some((dx, write)) = dx {
+            layer::backward_input(dx, &layers, write);
         }
     }
 
@@ -108,7 +109,7 @@ impl Linear {
         }
         if let Some(lora) = self.lora.as_mut().filter(|_| adapter == Adapter::On) {
             if let Some(grad) = &mut lora.b.grad {
-                linear::backward_weight(grad, dy, low, lora.scale);
+                linear::backward_weight(grad, dy, low, 1.0);
             }
             if let Some(grad) = &mut lora.a.grad {
                 linear::backward_weight(grad, dlow, x, 1.0);

@@ -6,6 +6,7 @@
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::linear::few;
+use mgsd_compute::ops::linear::layer::{self, Halves};
 use mgsd_compute::ops::{decode_layers, embedding, rms_norm, rows, swiglu};
 use mgsd_compute::{Tensor, Write};
 
@@ -110,7 +111,7 @@ impl TextLayer {
     fn project_few(&self, a: &mut LayerActivations, x: &Tensor, scratch: &mut few::Scratch, common: &Common) {
         let Common { eps, adapter, .. } = *common;
         let norm = few::Norm { weight: &self.input_norm.value, eps };
-        let layers = [&self.q, &self.k, &self.v].map(|layer| layer.few(adapter));
+        let layers = [&self.q, &self.k, &self.v].map(|layer| layer.layer(adapter));
         few::project(&mut [&mut a.q_raw, &mut a.k_raw, &mut a.v], x, Some(norm), &layers, scratch);
     }
 
@@ -126,9 +127,9 @@ impl TextLayer {
     ) {
         let Common { eps, adapter, .. } = *common;
         let norm = few::Norm { weight: &self.post_norm.value, eps };
-        few::project_add(&mut a.mid, x, &a.attended, self.o.few(adapter), scratch);
-        few::gate_up(&mut c.gated, &a.mid, Some(norm), self.gate.few(adapter), self.up.few(adapter), scratch);
-        few::project_add(out, &a.mid, &c.gated, self.down.few(adapter), scratch);
+        few::project_add(&mut a.mid, x, &a.attended, self.o.layer(adapter), scratch);
+        few::gate_up(&mut c.gated, &a.mid, Some(norm), self.gate.layer(adapter), self.up.layer(adapter), scratch);
+        few::project_add(out, &a.mid, &c.gated, self.down.layer(adapter), scratch);
     }
 
     /// As the kernel of whole decoding steps wants it.
@@ -136,7 +137,7 @@ impl TextLayer {
         decode_layers::Layer {
             norms: [&self.input_norm.value, &self.post_norm.value],
             head_norms: [&self.q_norm.value, &self.k_norm.value],
-            linears: self.linears().map(|linear| linear.few(adapter)),
+            linears: self.linears().map(|linear| linear.layer(adapter)),
         }
     }
 
@@ -146,7 +147,8 @@ impl TextLayer {
     }
 
     /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`. With
-    /// a `cut`, of its rows alone.
+    /// a `cut`, of its rows alone. `halves`: whether a pass back follows.
+    #[allow(clippy::too_many_arguments)]
     fn finish(
         &self,
         a: &mut LayerActivations,
@@ -154,6 +156,7 @@ impl TextLayer {
         x: &Tensor,
         cut: Option<&Cut>,
         out: &mut Tensor,
+        halves: Halves,
         common: &Common,
     ) {
         let Common { eps, adapter, .. } = *common;
@@ -161,9 +164,8 @@ impl TextLayer {
         self.o.forward_onto(&mut a.mid, x, attended, &mut a.low[3], adapter);
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
         let [.., low_gate, low_up, _] = &mut a.low;
-        self.gate.forward(&mut a.gate, &c.mlp_in, low_gate, Write::Set, adapter);
-        self.up.forward(&mut a.up, &c.mlp_in, low_up, Write::Set, adapter);
-        swiglu::forward(&mut c.gated, &a.gate, &a.up);
+        let layers = [self.gate.layer(adapter), self.up.layer(adapter)];
+        layer::gate_up(&mut c.gated, [&mut a.gate, &mut a.up], halves, &c.mlp_in, layers, [low_gate, low_up]);
         self.down.forward_onto(out, &a.mid, &c.gated, &mut a.low[6], adapter);
     }
 
@@ -195,19 +197,21 @@ impl TextLayer {
         let mid_wanted = attention_trained || self.post_norm.is_trainable();
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
         let d_gated = mlp_wanted.then_some((&mut d.gated, Write::Set));
-        self.down.backward_input(d_gated, &d.stream, &mut d.low, adapter);
+        let [low, low_more, low_last] = &mut d.low;
+        self.down.backward_input(d_gated, &d.stream, low, adapter);
         if mlp_wanted {
             let again = remade.then_some(&mut c.gated);
             swiglu::backward(&mut d.gate, &mut d.up, again, &d.gated, &a.gate, &a.up);
         } else if remade {
             swiglu::forward(&mut c.gated, &a.gate, &a.up);
         }
-        self.down.backward_weights(&d.stream, &c.gated, &a.low[6], &d.low, adapter);
+        self.down.backward_weights(&d.stream, &c.gated, &a.low[6], low, adapter);
         if mlp_wanted {
             let into = mid_wanted.then_some((&mut d.norm, Write::Set));
-            self.gate.backward(into, &d.gate, &c.mlp_in, &a.low[4], &mut d.low, adapter);
-            let into = mid_wanted.then_some((&mut d.norm, Write::Add));
-            self.up.backward(into, &d.up, &c.mlp_in, &a.low[5], &mut d.low, adapter);
+            let layers = [(&self.gate, &d.gate, &mut *low), (&self.up, &d.up, &mut *low_more)];
+            Linear::backward_inputs(layers, into, adapter);
+            self.gate.backward_weights(&d.gate, &c.mlp_in, &a.low[4], low, adapter);
+            self.up.backward_weights(&d.up, &c.mlp_in, &a.low[5], low_more, adapter);
         }
         if mid_wanted {
             rms_norm::backward(
@@ -226,11 +230,11 @@ impl TextLayer {
         match cut {
             None => {
                 let into = Some((&mut d.attended, Write::Set));
-                self.o.backward(into, &d.stream, &a.attended, &a.low[3], &mut d.low, adapter);
+                self.o.backward(into, &d.stream, &a.attended, &a.low[3], low, adapter);
             }
             Some(cut) => {
                 let into = Some((&mut d.few, Write::Set));
-                self.o.backward(into, &d.stream, &cut.attended, &a.low[3], &mut d.low, adapter);
+                self.o.backward(into, &d.stream, &cut.attended, &a.low[3], low, adapter);
                 cut.spread(&mut d.attended, &d.few, x.rows());
                 std::mem::swap(&mut d.few, &mut d.stream);
                 cut.spread(&mut d.stream, &d.few, x.rows());
@@ -253,23 +257,12 @@ impl TextLayer {
         let weights = [self.q_norm.grad.as_mut(), self.k_norm.grad.as_mut()];
         head_norm::backward(&mut d.q_raw, &mut d.k_raw, weights, &mut d.q, &mut d.k, &a.q_raw, &a.k_raw, &norm);
         let into = through || self.input_norm.is_trainable();
-        self.q.backward(
-            into.then_some((&mut d.norm, Write::Set)),
-            &d.q_raw,
-            &c.attn_in,
-            &a.low[0],
-            &mut d.low,
-            adapter,
-        );
-        self.k.backward(
-            into.then_some((&mut d.norm, Write::Add)),
-            &d.k_raw,
-            &c.attn_in,
-            &a.low[1],
-            &mut d.low,
-            adapter,
-        );
-        self.v.backward(into.then_some((&mut d.norm, Write::Add)), &d.v, &c.attn_in, &a.low[2], &mut d.low, adapter);
+        let layers =
+            [(&self.q, &d.q_raw, &mut *low), (&self.k, &d.k_raw, &mut *low_more), (&self.v, &d.v, &mut *low_last)];
+        Linear::backward_inputs(layers, into.then_some((&mut d.norm, Write::Set)), adapter);
+        self.q.backward_weights(&d.q_raw, &c.attn_in, &a.low[0], low, adapter);
+        self.k.backward_weights(&d.k_raw, &c.attn_in, &a.low[1], low_more, adapter);
+        self.v.backward_weights(&d.v, &c.attn_in, &a.low[2], low_last, adapter);
         if into {
             rms_norm::backward(
                 &mut d.stream,
@@ -357,6 +350,8 @@ impl TextDecoder {
         if !input.prepared {
             acts.turn(device, input.positions);
         }
+        // Also where layers run again, so that they do the same then.
+        let halves = if keep { Halves::Kept } else { Halves::Dropped };
         let TextActivations { cos, sin, streams, layers, cheap, normed, cut, few: scratch, together, copied, .. } = acts;
         // DeepStack adds to the outputs of the first layers.
         let deep = input.features.map_or(0, |(_, features)| features.deepstack.len());
@@ -405,7 +400,7 @@ impl TextDecoder {
                 if here {
                     cut.take(x, Some(&a.attended));
                 }
-                layer.finish(a, c, x, here.then_some(&*cut), out, &common);
+                layer.finish(a, c, x, here.then_some(&*cut), out, halves, &common);
             }
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
@@ -517,7 +512,7 @@ impl TextDecoder {
                     self.layers[index].project(a, c, x, &common);
                     let mut pass = Pass::Packed { bounds: &batch.bounds };
                     self.attend((a, c), index, &mut pass, &common, &mut acts.copied);
-                    self.layers[index].finish(a, c, x, cut, &mut d.again, &common);
+                    self.layers[index].finish(a, c, x, cut, &mut d.again, Halves::Kept, &common);
                 }
             }
             let (through, remade) = (below || index > lowest, acts.recompute == Recompute::Cheap);

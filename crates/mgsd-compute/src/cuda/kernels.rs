@@ -15,11 +15,12 @@ const COMMON: &str = include_str!("kernels/common.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
 const HEAD_NORM: &str = include_str!("kernels/head_norm.cuh");
 const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
-/// What comes after that for kernels that begin early, for clusters of blocks and for products of few rows.
+/// What comes after that for kernels that begin early, for clusters of blocks, for products of few rows and for large ones.
 const OVERLAP: &str = include_str!("kernels/overlap.cuh");
 const CLUSTER: &str = include_str!("kernels/cluster.cuh");
 const STREAM: &str = include_str!("kernels/stream.cuh");
 const FEW_ROWS: &str = include_str!("kernels/few.cuh");
+const LARGE_PRODUCT: &str = include_str!("kernels/product.cuh");
 
 /// The source of each operation's kernels, by the operation's name.
 const SOURCES: &[(&str, &str)] = &[
@@ -41,6 +42,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("layer_norm", include_str!("kernels/layer_norm.cu")),
     ("linear", include_str!("kernels/linear.cu")),
     ("loss", include_str!("kernels/loss.cu")),
+    ("product", include_str!("kernels/product.cu")),
     ("random", include_str!("kernels/random.cu")),
     ("rms_norm", include_str!("kernels/rms_norm.cu")),
     ("rope", include_str!("kernels/rope.cu")),
@@ -83,6 +85,19 @@ pub(crate) const DECODE: [&str; 26] = [
     "DOWN_SPLIT",
 ];
 
+/// What the kernel of large products is compiled for.
+pub(crate) const LARGE: [&str; 7] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "LOWS", "STEPS"];
+
+/// The operations whose sources see sizes, and the names of those.
+const SIZED: [(&str, &[&str]); 3] = [("few", &FEW), ("decode_layers", &DECODE), ("product", &LARGE)];
+
+const MOST_SIZES: usize = DECODE.len();
+
+/// Sizes as a [`Variant`] holds them.
+pub(crate) fn sizes<const COUNT: usize>(of: [u16; COUNT]) -> [u16; MOST_SIZES] {
+    std::array::from_fn(|index| of.get(index).copied().unwrap_or(0))
+}
+
 /// What a source is compiled for: the macros it sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
@@ -92,10 +107,8 @@ pub(crate) struct Variant {
     pub head_dim: u16,
     /// Whether attention is causal.
     pub causal: bool,
-    /// The macros [`FEW`] of products of few rows; zeros elsewhere.
-    pub few: [u16; FEW.len()],
-    /// The macros [`DECODE`] of a decoding step; zeros elsewhere.
-    pub decode: [u16; DECODE.len()],
+    /// The macros that [`SIZED`] names for its operation, see [`sizes`]; zeros elsewhere.
+    pub sizes: [u16; MOST_SIZES],
 }
 
 /// One kernel: operation, function, variant.
@@ -188,6 +201,19 @@ impl Cuda {
         self.start_kernel(kernel, grid, block, shared, &mut [], &[], args);
     }
 
+    /// Starts a kernel whose first argument is a structure of all `maps`.
+    pub(crate) fn launch_with_maps(
+        &self,
+        kernel: Kernel,
+        grid: [u32; 3],
+        block: [u32; 2],
+        shared: u32,
+        maps: &[Tiles],
+        args: &[Arg],
+    ) {
+        self.start_kernel(kernel, grid, block, shared, &mut [], &[maps.as_ptr().cast()], args);
+    }
+
     /// Starts a kernel whose blocks come in clusters of `cluster` along x, and which may begin before the kernel in
     /// front of it has ended: it waits by itself (`griddepcontrol.wait`). `maps` are its first arguments. For compute
     /// capability 9.0 and later.
@@ -203,7 +229,8 @@ impl Cuda {
         args: &[Arg],
     ) {
         let mut attributes = early(cluster);
-        self.start_kernel(kernel, grid, block, shared, &mut attributes, maps, args);
+        let maps: Vec<_> = maps.iter().map(|map| (&raw const map.0).cast()).collect();
+        self.start_kernel(kernel, grid, block, shared, &mut attributes, &maps, args);
     }
 
     /// Starts a kernel of `blocks` blocks that wait for each other: all of them run at the same time, or it does not start.
@@ -215,6 +242,7 @@ impl Cuda {
         self.start_kernel(kernel, [blocks, 1, 1], [threads, 1], shared, &mut attributes, &[], args);
     }
 
+    /// `front` points to the first arguments.
     #[allow(clippy::too_many_arguments)] // As above.
     fn start_kernel(
         &self,
@@ -223,7 +251,7 @@ impl Cuda {
         block: [u32; 2],
         shared: u32,
         attributes: &mut [sys::CUlaunchAttribute],
-        maps: &[Tiles],
+        front: &[*const std::ffi::c_void],
         args: &[Arg],
     ) {
         if grid.contains(&0) {
@@ -233,16 +261,16 @@ impl Cuda {
         let function = self.function(kernel, shared, !attributes.is_empty());
         let mut words: [u64; 40] = [0; 40];
         let mut places = [std::ptr::null_mut(); 40];
-        for (place, map) in places.iter_mut().zip(maps) {
-            *place = (&raw const map.0).cast_mut().cast();
+        for (place, argument) in places.iter_mut().zip(front) {
+            *place = argument.cast_mut();
         }
         for (index, arg) in args.iter().enumerate() {
             words[index] = arg.0;
-            places[maps.len() + index] = (&raw mut words[index]).cast();
+            places[front.len() + index] = (&raw mut words[index]).cast();
         }
         let handle = function.handle as sys::CUfunction;
         let [x, y, z] = grid;
-        // SAFETY: the arguments lie in `maps` and `words`; what they point to is the caller's promise.
+        // SAFETY: the arguments lie behind `front` and in `words`; what they point to is the caller's promise.
         let status = unsafe {
             let none = std::ptr::null_mut();
             let places = places.as_mut_ptr();
@@ -341,6 +369,7 @@ impl Cuda {
         let more: &[&str] = match operation {
             "few" => &[OVERLAP, CLUSTER, STREAM, FEW_ROWS],
             "decode_layers" => &[CLUSTER, STREAM],
+            "product" => &[CLUSTER, LARGE_PRODUCT],
             "sample" => &[OVERLAP, CLUSTER],
             "attention_decode" => &[OVERLAP, HEAD_NORM],
             "head_norm_rope" => &[HEAD_NORM],
@@ -349,7 +378,7 @@ impl Cuda {
         };
         let more = more.join("\n");
         let source = format!("{begin}\n{more}\n#line 1 \"{operation}.cu\"\n{body}");
-        let options = self.options(variant);
+        let options = self.options(operation, variant);
         let mut version = (0, 0);
         // SAFETY: both places outlive the call.
         unsafe { nvrtc::nvrtcVersion(&mut version.0, &mut version.1) };
@@ -369,7 +398,7 @@ impl Cuda {
         image
     }
 
-    fn options(&self, variant: Variant) -> Vec<String> {
+    fn options(&self, operation: &str, variant: Variant) -> Vec<String> {
         let (major, minor) = self.capability;
         // Kernels may use what only this architecture has, where it has such a set.
         let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
@@ -382,14 +411,11 @@ impl Cuda {
             options.push(format!("-DHEAD_DIM={}", variant.head_dim));
             options.push(format!("-DCAUSAL={}", variant.causal as u8));
         }
-        if variant.few != [0; FEW.len()] {
-            options.extend(FEW.iter().zip(variant.few).map(|(name, value)| format!("-D{name}={value}")));
-        }
-        if variant.decode != [0; DECODE.len()] {
+        if let Some((_, names)) = SIZED.iter().find(|(name, _)| *name == operation) {
+            options.extend(names.iter().zip(variant.sizes).map(|(name, value)| format!("-D{name}={value}")));
             if let Ok(n) = std::env::var("MGSD_BACKOFF") {
                 options.push(format!("-DBACKOFF={n}"));
             }
-            options.extend(DECODE.iter().zip(variant.decode).map(|(name, value)| format!("-D{name}={value}")));
         }
         options
     }

@@ -27,9 +27,10 @@ mod tiles;
 pub(crate) use buffer::Buffer;
 pub(crate) use clusters::LARGEST as LARGEST_CLUSTER;
 pub use graph::Graph;
-pub(crate) use kernels::{Arg, DECODE, FEW, Kernel, Variant};
+pub(crate) use kernels::{Arg, DECODE, FEW, Kernel, LARGE, Variant, sizes};
 pub(crate) use nccl::Communicator;
 pub(crate) use page_locked::PageLocked;
+pub(crate) use product::own;
 pub(crate) use product::{Operand, Product};
 pub(crate) use tiles::Tiles;
 

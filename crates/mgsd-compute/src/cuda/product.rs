@@ -8,6 +8,7 @@ use cudarc::cublaslt::sys as lt;
 use super::{Buffer, Cuda};
 use crate::Dtype;
 
+pub(crate) mod own;
 mod tune;
 use tune::{Tuned, Tuner};
 

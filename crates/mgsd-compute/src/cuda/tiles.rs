@@ -4,9 +4,10 @@ use cudarc::driver::sys;
 
 use super::check;
 
-/// A bfloat16 matrix of which a kernel copies boxes of [`COLUMNS`](Self::COLUMNS) columns by some rows to shared memory,
-/// in rows of 128 bytes whose 16-byte pieces are exchanged (the 128-byte swizzle).
+/// A bfloat16 matrix of which a kernel copies boxes, [`COLUMNS`](Self::COLUMNS) columns by some rows if nothing else is
+/// said, to shared memory, in rows of 128 bytes whose 16-byte pieces are exchanged (the 128-byte swizzle).
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct Tiles(pub(super) sys::CUtensorMap);
 
 impl Tiles {
@@ -17,10 +18,19 @@ impl Tiles {
 
     /// `pointer` lies on the device and is a multiple of 16; `cols` is a multiple of 8.
     pub(crate) fn new(pointer: u64, rows: usize, cols: usize, box_rows: usize) -> Self {
+        Self::with_columns(pointer, rows, cols, Self::COLUMNS, box_rows)
+    }
+
+    /// Boxes of 64 columns, or of 32, whose rows of 64 bytes have the 64-byte swizzle.
+    pub(crate) fn with_columns(pointer: u64, rows: usize, cols: usize, box_cols: usize, box_rows: usize) -> Self {
+        let swizzle = match box_cols {
+            32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
         // SAFETY: a zero pattern is a valid value of this plain structure of C.
         let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
         let (size, stride) = ([cols as u64, rows as u64], [cols as u64 * 2]);
-        let (of_box, step) = ([Self::COLUMNS as u32, box_rows as u32], [1, 1]);
+        let (of_box, step) = ([box_cols as u32, box_rows as u32], [1, 1]);
         // SAFETY: all places outlive the call; the matrix itself is not looked at.
         let status = unsafe {
             sys::cuTensorMapEncodeTiled(
@@ -33,7 +43,7 @@ impl Tiles {
                 of_box.as_ptr(),
                 step.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -2,12 +2,12 @@
 //! values, which are known before the step begins.
 //!
 //! On a GPU of compute capability 9.0, in `Bf16`, up to 32 rows, heads of 128 numbers, where all shapes allow it; elsewhere
-//! [`run`] does nothing and says so, and the same comes out of the operations that it stands for: [`few`],
+//! [`run`] does nothing and says so, and the same comes out of the operations that it stands for: [`few`](super::linear::few),
 //! [`attention::decode_step`](super::attention::decode_step).
 
 use super::attention::KvCache;
 use super::linear::few;
-use crate::cuda::{Arg, Buffer, Cuda, Kernel, Tiles, Variant};
+use crate::cuda::{Arg, Buffer, Cuda, Kernel, Tiles, Variant, sizes as macros};
 use crate::{Dtype, Tensor, check};
 
 mod plan;
@@ -120,7 +120,7 @@ pub fn run(
     args.extend([gpu.list(rows.slots), gpu.list(rows.lengths)].map(Arg::from));
     args.extend([rows.cos, rows.sin].map(|tensor| Arg::from(tensor.pointer_f32())));
     args.extend([settings.eps, settings.scale, low_scale].map(Arg::from));
-    let variant = Variant { bf16: true, decode: plan.macros(), ..Variant::default() };
+    let variant = Variant { bf16: true, sizes: macros(plan.macros()), ..Variant::default() };
     let kernel = Kernel { operation: "decode_layers", function: "decode_layers", variant };
     gpu.launch_whole(kernel, plan.blocks as u32, plan::THREADS as u32, plan.shared() as u32, &args);
     true

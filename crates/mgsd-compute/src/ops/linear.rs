@@ -5,6 +5,9 @@ use crate::{Tensor, Write, check, par};
 pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub mod few;
+pub mod layer;
+
+pub use few::Layer;
 
 /// A low-rank adapter beside a weight: `scale * (x aᵀ) bᵀ`.
 #[derive(Clone, Copy)]

@@ -9,6 +9,7 @@
 
 mod decode_layers;
 mod generation;
+mod layers;
 
 use std::sync::{Mutex, MutexGuard};
 

@@ -37,7 +37,7 @@ pub(super) struct LayerActivations {
     pub(super) mid: Tensor,
     pub(super) gate: Tensor,
     pub(super) up: Tensor,
-    /// `x Aᵀ` of q, k, v, o, gate, up, down.
+    /// `scale * x Aᵀ` of q, k, v, o, gate, up, down.
     pub(super) low: [Tensor; 7],
 }
 
@@ -65,7 +65,8 @@ pub(super) struct Descent {
     pub(super) gate: Tensor,
     pub(super) up: Tensor,
     pub(super) gated: Tensor,
-    pub(super) low: Tensor,
+    /// Of the adapters of layers that share an input.
+    pub(super) low: [Tensor; 3],
     pub(super) nothing: Tensor,
     /// Of the rows that are wanted alone.
     pub(super) few: Tensor,

@@ -5,7 +5,7 @@
 //! own; otherwise, and on the CPU, they are the operations that the formulas name, one after another.
 
 use super::LowRank;
-use crate::cuda::{Arg, Cuda, Kernel, Tiles, Variant};
+use crate::cuda::{Arg, Cuda, Kernel, Tiles, Variant, sizes};
 use crate::ops::{rms_norm, swiglu};
 use crate::{Dtype, Tensor, Write, check};
 
@@ -108,7 +108,7 @@ pub fn gate_up(out: &mut Tensor, x: &Tensor, norm: Option<Norm>, gate: Layer, up
     swiglu::forward(out, gates, ups);
 }
 
-fn check_layers(op: &str, x: &Tensor, norm: Option<Norm>, layers: &[Layer]) {
+pub(super) fn check_layers(op: &str, x: &Tensor, norm: Option<Norm>, layers: &[Layer]) {
     for layer in layers {
         check::shape(op, "weight", layer.weight, layer.weight.rows(), x.cols());
         if let Some(LowRank { a, b, .. }) = layer.adapter {
@@ -191,7 +191,7 @@ impl<'a> Kernels<'a> {
         args.extend(adapters.map(|adapter| Arg::from(adapter.map_or(0, |adapter| adapter.b.pointer()))));
         args.extend([rank, x.rows(), x.cols(), plan.fixed].map(Arg::from));
         args.extend([scale, eps].map(Arg::from));
-        let variant = Variant { bf16: true, few: plan.macros(), ..Variant::default() };
+        let variant = Variant { bf16: true, sizes: sizes(plan.macros()), ..Variant::default() };
         let kernel = Kernel { operation: "few", function: "few", variant };
         let (grid, block) = ([plan.blocks as u32, 1, 1], [plan.threads() as u32, 1]);
         gpu.launch_early(kernel, grid, block, plan.shared as u32, plan.split as u32, &maps, &args);

@@ -1,0 +1,239 @@
+// Large products: out = x Wᵀ, or x W, for thousands of rows of x, bfloat16, compute capability 9.0 (its tensor cores and
+// its copy engine), and in the same pass what would otherwise read and write the result again: low-rank adapters, a
+// matrix that is added, several products whose sum is wanted, and the gated product silu(x Wgᵀ) * (x Wuᵀ).
+//
+// A cluster of two blocks owns tiles of 256 rows by WIDE columns, one after another; 128 rows are a block's. One thread
+// asks the copy engine for pieces of 64 along the sum into a ring in shared memory; two groups of four warps, 64 rows
+// each, wait for a piece, multiply it and give its place back. Each block asks for half of the weights, which go to both.
+// The second half of an adapter is one more piece of the sum, with zeros where it has no columns. Results wait in shared
+// memory until the copy engine has taken them, which leaves out what lies outside; the next tile is being multiplied
+// meanwhile. The order of every sum is fixed, so that bits repeat.
+//
+// Gate and up are two halves of a tile. They are left in shared memory as bfloat16, as if they had been stored, and warps
+// that have nothing else to do make the gated product of them: in the groups that multiply it would stop the tensor
+// cores for a tenth of the time.
+
+// x[i] [rows, 64 * chunks_i], w[i] [outputs, 64 * chunks_i] (ACROSS: the other way round), out = Σ x[i] w[i]ᵀ; with GATED x[0],
+// w[0], w[1], and out[1], out[2] receive the halves. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
+// round). Boxes of 64 columns by 128 rows (x, low), RESULTS / 2 (w, b) or, ACROSS, 32; PANEL by 64 (out, base). Tiles: `down`
+// by `along`. At least two chunks. A grid of clusters, as many as run at the same time or fewer; block THREADS. Shared
+// memory: the ring, RESULT_BYTES for each group, 2 * STAGES + 6 barriers.
+extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 1) product(
+    const __grid_constant__ Maps maps, int chunks0, int chunks1, int chunks2, int down, int along, int group) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    const u32 ring = shared_at(memory), results = ring + STAGES * STAGE_BYTES;
+    const u32 full = results + 2 * RESULT_BYTES, empty = full + STAGES * 8;
+    // Of each group: what is added is there; gate and up are there, and their place is free again.
+    const u32 bases = empty + STAGES * 8, halves = bases + 16, free = halves + 16;
+    const int team = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int order = blockIdx.x % BLOCKS, first = blockIdx.x / BLOCKS, step = gridDim.x / BLOCKS, tiles = down * along;
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; stage++) {
+            barrier_start(full + stage * 8, 1);
+            barrier_start(empty + stage * 8, BLOCKS * WORKERS / 32);
+        }
+        for (int team = 0; team < 2; team++) {
+            barrier_start(bases + team * 8, 1);
+            barrier_start(halves + team * 8, 4);
+            barrier_start(free + team * 8, 1);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        show_to_engine();
+    }
+    cluster_sync();
+
+    int slot = 0;
+    u32 parity = 0;
+    const auto onwards = [&]() {
+        if (++slot == STAGES) {
+            slot = 0;
+            parity ^= 1;
+        }
+    };
+    if (team == 2) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GATED ? 72 : 40));
+        if (threadIdx.x == WORKERS) {
+            for (int index = first; index < tiles; index += step) {
+                const Place place = place_of(index, down, along, group);
+                const int row = (place.row * BLOCKS + order) * TALL, column = place.column * RESULTS;
+                // One piece. With GATED `other` are the weights of the second half, from row `other_at`.
+                const auto ask = [&](const Map* x, const Map* w, const Map* other, int k, int w_at, int other_at) {
+                    barrier_wait(empty + slot * 8, parity ^ 1);
+                    const u32 to = ring + slot * STAGE_BYTES, barrier = full + slot * 8;
+                    barrier_expect(barrier, STAGE_BYTES);
+                    copy(to, x, k, row, barrier);
+#if ACROSS
+#pragma unroll
+                    for (int panel = 0; panel < W_PANELS; panel++)
+                        copy_to_both(to + X_BYTES + panel * 8192 + order * 4096, w, w_at + panel * 64, k + order * 32, barrier);
+#else
+                    const int share = order * (RESULTS / BLOCKS);
+                    copy_to_both(to + X_BYTES + share * 128, w, k, w_at + share, barrier);
+                    if (GATED) copy_to_both(to + X_BYTES + (RESULTS + share) * 128, other, k, other_at + share, barrier);
+#endif
+                    onwards();
+                };
+                for (int i = 0; i < chunks0; i++) ask(&maps.x[0], &maps.w[0], &maps.w[1], i * 64, column, column);
+                for (int i = 0; i < chunks1; i++) ask(&maps.x[1], &maps.w[1], 0, i * 64, column, 0);
+                for (int i = 0; i < chunks2; i++) ask(&maps.x[2], &maps.w[2], 0, i * 64, column, 0);
+                // Rows that are outside are zeros: the other half gets nothing from this adapter.
+                for (int i = 0; i < LOWS; i++)
+                    ask(&maps.low[i], &maps.b[i], &maps.b[i], 0, GATED && i == 1 ? -RESULTS : column,
+                        i == 0 ? -RESULTS : column);
+            }
+        }
+#if GATED
+        const int me = threadIdx.x - WORKERS - 32;
+        u32 turn = 0;
+        if (me >= 0) {
+            for (int index = first; index < tiles; index += step, turn++) {
+                const Place place = place_of(index, down, along, group);
+                const int column = place.column * RESULTS;
+                for (int team = 0; team < 2; team++) {
+                    const int row = (place.row * BLOCKS + order) * TALL + team * 64;
+                    const u32 gates = results + team * RESULT_BYTES, ups = gates + RESULT_PANELS * PANEL_BYTES;
+                    barrier_wait(halves + team * 8, turn & 1);
+#if GATED == 2
+                    if (me == 0) {
+#pragma unroll
+                        for (int panel = 0; panel < PANELS; panel++)
+                            copy_out(&maps.out[1 + panel / RESULT_PANELS], column + panel % RESULT_PANELS * PANEL, row,
+                                     gates + panel * PANEL_BYTES);
+                        step_ends();
+                        wait_until_read();
+                    }
+                    join<96>(3);
+#endif
+                    // In the place of the gates; all three lie alike.
+                    for (int i = me * 16; i < RESULT_PANELS * PANEL_BYTES; i += 96 * 16) {
+                        const uint4 gate = shared_load(gates + i), up = shared_load(ups + i);
+                        shared_store(gates + i, make_uint4(gated(gate.x, up.x), gated(gate.y, up.y), gated(gate.z, up.z),
+                                                           gated(gate.w, up.w)));
+                    }
+                    show_to_engine();
+                    join<96>(3);
+                    if (me == 0) {
+#pragma unroll
+                        for (int panel = 0; panel < RESULT_PANELS; panel++)
+                            copy_out(&maps.out[0], column + panel * PANEL, row, gates + panel * PANEL_BYTES);
+                        step_ends();
+                        wait_until_read();
+                        barrier_arrive(free + team * 8);
+                    }
+                    __syncwarp();
+                }
+            }
+            if (me == 0) wait_until_written();
+        }
+#endif
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GATED ? 216 : 232));
+        const int g = lane / 4, t = lane % 4, chunks = GATED ? chunks0 : chunks0 + chunks1 + chunks2;
+        // One thread of a group speaks to the copy engine.
+        const bool speaks = threadIdx.x % 128 == 0;
+        const u32 panels = results + team * RESULT_BYTES;
+        // Where a thread's row g lies in a panel, and by what its pieces of 16 bytes are exchanged; row g + 8 is alike.
+        const u32 mine = panels + (warp * 16 + g) * PANEL * 2 + t * 4;
+        const int exchanged = PANEL == 64 ? g : g / 2;
+        u32 turn = 0;
+        // To both blocks, since the piece came from both.
+        const auto give_back = [&](int slot) {
+            __syncwarp();
+            if (lane < BLOCKS) barrier_arrive_there(peer(empty + slot * 8, lane));
+        };
+        for (int index = first; index < tiles; index += step, turn++) {
+            // With GATED others copy out.
+            [[maybe_unused]] const Place place = place_of(index, down, along, group);
+            [[maybe_unused]] const int row = (place.row * BLOCKS + order) * TALL + team * 64;
+            [[maybe_unused]] const int column = place.column * RESULTS;
+            float c[WIDE / 2];
+            int last = 0;
+            for (int i = 0; i < chunks; i++) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = ring + slot * STAGE_BYTES;
+                const word x = by_rows(stage + team * 8192), w = ACROSS ? by_columns(stage + X_BYTES) : by_rows(stage + X_BYTES);
+                begin_products();
+#pragma unroll
+                for (int k = 0; k < 4; k++) multiply(c, x + 2 * k, w + STEP * k, i + k > 0);
+                products_so_far();
+                wait_products<1>();
+                if (i > 0) give_back(last);
+                last = slot;
+                onwards();
+#if BASE
+                // The tile before has left by now.
+                if (i == 1 && speaks) {
+                    wait_until_read();
+                    barrier_expect(bases + team * 8, RESULT_BYTES);
+#pragma unroll
+                    for (int panel = 0; panel < PANELS; panel++)
+                        copy(panels + panel * PANEL_BYTES, &maps.base, column + panel * PANEL, row, bases + team * 8);
+                }
+                __syncwarp();
+#endif
+            }
+#pragma unroll
+            for (int i = 0; i < LOWS; i++) {
+                barrier_wait(full + slot * 8, parity);
+                const u32 stage = ring + slot * STAGE_BYTES;
+                const word x = by_rows(stage + team * 8192), w = ACROSS ? by_columns(stage + X_BYTES) : by_rows(stage + X_BYTES);
+                begin_products();
+#pragma unroll
+                for (int k = 0; k < STEPS; k++) multiply(c, x + 2 * k, w + STEP * k, true);
+                products_so_far();
+                wait_products<1>();
+                give_back(last);
+                last = slot;
+                onwards();
+            }
+            wait_products<0>();
+            // The sums are there from here on.
+#pragma unroll
+            for (int i = 0; i < WIDE / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
+            give_back(last);
+
+#if BASE
+            barrier_wait(bases + team * 8, turn & 1);
+#elif GATED
+            barrier_wait(free + team * 8, turn & 1 ^ 1);
+#else
+            if (speaks) wait_until_read();
+            join<128>(team + 1);
+#endif
+#pragma unroll
+            for (int panel = 0; panel < PANELS; panel++) {
+#pragma unroll
+                for (int piece = 0; piece < PANEL / 8; piece++) {
+                    const u32 to = mine + panel * PANEL_BYTES + (piece ^ exchanged) * 16;
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        const int at = (panel * (PANEL / 8) + piece) * 4 + half * 2;
+#if BASE
+                        const u32 below = shared_word(to + half * 16 * PANEL);
+                        c[at] += first_of(below), c[at + 1] += second_of(below);
+#endif
+                        shared_store(to + half * 16 * PANEL, pack(c[at], c[at + 1]));
+                    }
+                }
+            }
+            show_to_engine();
+#if GATED
+            __syncwarp();
+            if (lane == 0) barrier_arrive(halves + team * 8);
+#else
+            join<128>(team + 1);
+            if (speaks) {
+#pragma unroll
+                for (int panel = 0; panel < PANELS; panel++)
+                    copy_out(&maps.out[0], column + panel * PANEL, row, panels + panel * PANEL_BYTES);
+                step_ends();
+            }
+            __syncwarp();
+#endif
+        }
+        if (!GATED && speaks) wait_until_written();
+    }
+    // Nobody leaves while the other block may still write into its shared memory.
+    __syncwarp();
+    cluster_sync();
+}

@@ -1,0 +1,181 @@
+//! Large products by our own kernel (`kernels/product.cu`), which takes in what stands around them: adapters, a matrix that
+//! is added, several products with one sum, the gated product. A plain product is cuBLASLt's work, which is about as
+//! fast (docs/h200.md).
+
+use crate::cuda::{Arg, Cuda, Kernel, LARGE, Tiles, Variant, sizes};
+use crate::{Dtype, Tensor};
+
+/// One product of a sum, with the second half of its adapter: `x wᵀ + low bᵀ`, or `x w + low b`.
+#[derive(Clone, Copy)]
+pub(crate) struct Term<'a> {
+    pub x: &'a Tensor,
+    pub weight: &'a Tensor,
+    pub low: Option<(&'a Tensor, &'a Tensor)>,
+}
+
+/// How weights lie, the second halves of adapters with them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// `[outputs, inputs]`
+    ByOutputs,
+    /// `[inputs, outputs]`
+    ByInputs,
+}
+
+/// What becomes of the terms.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Their sum.
+    Sum,
+    /// Their sum and one more matrix.
+    SumOnto,
+    /// `silu(first) * second`
+    Gated,
+    /// The same, and the two themselves.
+    GatedAndHalves,
+}
+
+/// Terms of a sum at most.
+const TERMS: usize = 3;
+/// Rows of a tile of a cluster, which has two blocks.
+const TALL: usize = 256;
+const CLUSTER: usize = 2;
+const THREADS: u32 = 384;
+/// Columns of a tile, and how many pieces are on their way if weights lie by outputs and by inputs: as many as shared memory
+/// has room for.
+const WIDTHS: [(usize, usize, usize); 4] = [(256, 3, 3), (192, 4, 4), (160, 5, 4), (128, 5, 5)];
+/// The kernel works in whole rounds of tiles. Where less than this part of them is used, cuBLASLt wins by more than is
+/// saved around the product.
+const LEAST_USED: f64 = 0.88;
+/// Bytes of shared memory that a block may have.
+const SHARED: usize = 232_448;
+
+/// A product that the kernel can do.
+pub(crate) struct Own<'a> {
+    gpu: &'static Cuda,
+    terms: &'a [Term<'a>],
+    weights: Weights,
+    form: Form,
+    rows: usize,
+    columns: usize,
+    wide: usize,
+    clusters: usize,
+}
+
+/// The width of tiles for a result of `rows` by `columns` if it is worth while; `halved`: a tile holds two halves.
+fn width(rows: usize, columns: usize, halved: bool, clusters: usize) -> Option<usize> {
+    let down = rows.div_ceil(TALL);
+    let widths = WIDTHS.iter().map(|(wide, ..)| *wide).filter(|wide| !halved || *wide == 256);
+    let cost = |wide: usize| {
+        let tiles = down * columns.div_ceil(if halved { wide / 2 } else { wide });
+        tiles.div_ceil(clusters) * wide
+    };
+    let wide = widths.min_by_key(|wide| cost(*wide))?;
+    let all = rows as f64 / TALL as f64 * columns as f64 * if halved { 2.0 } else { 1.0 };
+    (all >= LEAST_USED * (cost(wide) * clusters) as f64).then_some(wide)
+}
+
+impl<'a> Own<'a> {
+    /// `None`: the kernel is not for this GPU, these types or these shapes.
+    pub(crate) fn of(terms: &'a [Term<'a>], weights: Weights, form: Form) -> Option<Self> {
+        let first = terms.first()?;
+        let gpu = first.x.gpu().filter(|gpu| gpu.is_hopper())?;
+        let halved = matches!(form, Form::Gated | Form::GatedAndHalves);
+        let lows = terms.iter().filter(|term| term.low.is_some()).count();
+        let outputs = |weight: &Tensor| if weights == Weights::ByOutputs { weight.rows() } else { weight.cols() };
+        let (rows, columns) = (first.x.rows(), outputs(first.weight));
+        let fits = |tensor: &Tensor| tensor.dtype() == Dtype::Bf16 && tensor.cols().is_multiple_of(8);
+        let good = terms.iter().all(|term| {
+            let low = term.low.is_none_or(|(low, b)| fits(low) && fits(b) && low.cols() <= 64);
+            // A piece of the sum has 64 columns; the kernel wants two of each.
+            low && fits(term.x) && fits(term.weight) && term.x.cols() > 64
+        });
+        let number = if halved { terms.len() == 2 && (lows == 0 || lows == 2) } else { terms.len() <= TERMS };
+        if !good || !number || !columns.is_multiple_of(8) {
+            return None;
+        }
+        let clusters = gpu.clusters()[CLUSTER - 1];
+        let wide = width(rows, columns, halved, clusters.max(1)).filter(|_| clusters > 0)?;
+        Some(Self { gpu, terms, weights, form, rows, columns, wide, clusters })
+    }
+
+    /// `base` is there if the form wants it and may be where the result goes; `halves` likewise.
+    pub(crate) fn run(&self, out: u64, base: Option<u64>, halves: Option<[u64; 2]>) {
+        let Self { terms, weights, form, rows, columns, wide, .. } = *self;
+        let across = weights == Weights::ByInputs;
+        let gated = matches!(form, Form::Gated | Form::GatedAndHalves);
+        let results = if gated { wide / 2 } else { wide };
+        let panel = if wide.is_multiple_of(64) { 64 } else { 32 };
+        let share = if across { 64 / CLUSTER } else { results / CLUSTER };
+        let tall = TALL / CLUSTER;
+        let lows: Vec<_> = terms.iter().filter_map(|term| term.low).collect();
+        let rank = lows.iter().map(|(low, _)| low.cols()).max().unwrap_or(0);
+
+        let map = |tensor: &Tensor, height| Tiles::new(tensor.pointer(), tensor.rows(), tensor.cols(), height);
+        let result = |at: u64| Tiles::with_columns(at, rows, columns, panel, tall / 2);
+        let ends = |index: usize| halves.map_or(out, |halves| halves[index]);
+        // What is not there is described by something that is and never asked for.
+        let term = |index: usize| terms.get(index).unwrap_or(&terms[0]);
+        let low = |index: usize| lows.get(index).copied().unwrap_or((terms[0].x, terms[0].weight));
+        let maps: [Tiles; 5 * TERMS + 1] = std::array::from_fn(|index| match (index / TERMS, index % TERMS) {
+            (0, at) => map(term(at).x, tall),
+            (1, at) => map(term(at).weight, share),
+            (2, at) => map(low(at).0, tall),
+            (3, at) => map(low(at).1, share),
+            (4, 0) => result(out),
+            (4, at) => result(ends(at - 1)),
+            _ => result(base.unwrap_or(out)),
+        });
+
+        let (_, by_outputs, by_inputs) = WIDTHS.into_iter().find(|(width, ..)| *width == wide).unwrap_or(WIDTHS[0]);
+        let stages = if across { by_inputs } else { by_outputs };
+        let weight_bytes = if across { wide.div_ceil(64) * 8192 } else { wide * 128 };
+        let shared = stages * (tall * 128 + weight_bytes) + tall * wide * 2 + (2 * stages + 6) * 8;
+        debug_assert!(shared <= SHARED);
+        let gates = if form == Form::GatedAndHalves { 2 } else { gated as usize };
+        let onto = (form == Form::SumOnto) as usize;
+        let large: [usize; LARGE.len()] = [wide, stages, across as usize, gates, onto, lows.len(), rank.div_ceil(16)];
+        let variant = Variant { bf16: true, sizes: sizes(large.map(|value| value as u16)), ..Variant::default() };
+
+        let pieces = |index: usize| terms.get(index).map_or(0, |term| term.x.cols().div_ceil(64));
+        // The second term of a gated product shares the first one's input.
+        let chunks = if gated { [pieces(0), 0, 0] } else { [0, 1, 2].map(pieces) };
+        let (down, along) = (rows.div_ceil(TALL), columns.div_ceil(results));
+        // Tiles one below the other: fewer where a round has all columns anyway.
+        let group: usize = if wide == 256 { 16 } else { 4 };
+        let [first, second, third] = chunks.map(Arg::from);
+        let args = [first, second, third, down.into(), along.into(), group.into()];
+        let blocks = (self.clusters.min(down * along) * CLUSTER) as u32;
+        let kernel = Kernel { operation: "product", function: "product", variant };
+        self.gpu.launch_with_maps(kernel, [blocks, 1, 1], [THREADS, 1], shared as u32, &maps, &args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_width_is_taken_that_fills_whole_rounds() {
+        assert_eq!(width(4096, 2560, false, 66), Some(160));
+        assert_eq!(width(4096, 4096, false, 66), Some(256));
+        assert_eq!(width(6144, 1024, false, 66), Some(128));
+        assert_eq!(width(6144, 9728, true, 66), Some(256));
+    }
+
+    #[test]
+    fn small_products_are_left_to_others() {
+        assert_eq!(width(33, 2560, false, 66), None);
+        assert_eq!(width(512, 1024, false, 66), None);
+        assert_eq!(width(300, 9728, true, 66), None);
+    }
+
+    #[test]
+    fn shared_memory_has_room_for_all_widths() {
+        for (wide, by_outputs, by_inputs) in WIDTHS {
+            let rest = 128 * wide * 2 + (2 * by_outputs.max(by_inputs) + 6) * 8;
+            assert!(by_outputs * (128 * 128 + wide * 128) + rest <= SHARED, "{wide}");
+            assert!(by_inputs * (128 * 128 + wide.div_ceil(64) * 8192) + rest <= SHARED, "{wide}");
+        }
+    }
+}
