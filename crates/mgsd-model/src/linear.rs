@@ -1,6 +1,6 @@
 //! A linear layer, with or without bias, with or without a low-rank adapter beside it.
 
-use mgsd_compute::ops::linear::layer::{self, Above, Onto};
+use mgsd_compute::ops::linear::layer::{self, Above, GatedBack, Onto};
 use mgsd_compute::ops::linear::{self, Layer, LowRank};
 use mgsd_compute::{Tensor, Write};
 
@@ -87,16 +87,24 @@ impl Linear {
         dx: Option<(&mut Tensor, Write)>,
         adapter: Adapter,
     ) {
-        let layers = layers.map(|(layer, dy, dlow)| {
-            let lora = layer.lora.as_ref().filter(|_| adapter == Adapter::On);
-            if let Some(lora) = lora.filter(|lora| dx.is_some() || lora.a.is_trainable()) {
-                linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
-            }
-            Above { layer: layer.layer(adapter), dy, dlow }
-        });
+        let layers = layers.map(|(layer, dy, dlow)| layer.above(dy, dlow, dx.is_some(), adapter));
         if let Some((dx, write)) = dx {
             layer::backward_input(dx, &layers, write);
         }
+    }
+
+    /// The same of a layer above a gated product, which goes on to the gradients of gate and up.
+    pub fn backward_gated(&self, back: GatedBack, dy: &Tensor, dlow: &mut Tensor, adapter: Adapter) {
+        layer::backward_gated(back, self.above(dy, dlow, true, adapter));
+    }
+
+    /// Makes `dlow` if it is wanted: `through`, for what lies below, or for the adapter itself.
+    fn above<'a>(&'a self, dy: &'a Tensor, dlow: &'a mut Tensor, through: bool, adapter: Adapter) -> Above<'a> {
+        let lora = self.lora.as_ref().filter(|_| adapter == Adapter::On);
+        if let Some(lora) = lora.filter(|lora| through || lora.a.is_trainable()) {
+            linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
+        }
+        Above { layer: self.layer(adapter), dy, dlow }
     }
 
     /// The second half: gradients of what is trained here.

@@ -6,7 +6,7 @@
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::linear::few;
-use mgsd_compute::ops::linear::layer::{self, Halves};
+use mgsd_compute::ops::linear::layer::{self, GatedBack, Halves};
 use mgsd_compute::ops::{embedding, rms_norm, rows, swiglu};
 use mgsd_compute::{Tensor, Write};
 
@@ -187,14 +187,17 @@ impl TextLayer {
         let attention_trained = through || self.attention_trained();
         let mid_wanted = attention_trained || self.post_norm.is_trainable();
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
-        let d_gated = mlp_wanted.then_some((&mut d.gated, Write::Set));
         let [low, low_more, low_last] = &mut d.low;
-        self.down.backward_input(d_gated, &d.stream, low, adapter);
         if mlp_wanted {
             let again = remade.then_some(&mut c.gated);
-            swiglu::backward(&mut d.gate, &mut d.up, again, &d.gated, &a.gate, &a.up);
-        } else if remade {
-            swiglu::forward(&mut c.gated, &a.gate, &a.up);
+            let (dgate, dup, scratch) = (&mut d.gate, &mut d.up, &mut d.gated);
+            let back = GatedBack { gate: &a.gate, up: &a.up, dgate, dup, again, scratch };
+            self.down.backward_gated(back, &d.stream, low, adapter);
+        } else {
+            self.down.backward_input(None, &d.stream, low, adapter);
+            if remade {
+                swiglu::forward(&mut c.gated, &a.gate, &a.up);
+            }
         }
         self.down.backward_weights(&d.stream, &c.gated, &a.low[6], low, adapter);
         if mlp_wanted {

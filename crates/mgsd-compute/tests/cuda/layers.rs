@@ -5,7 +5,7 @@
 //! are rounded after each; gate and up are rounded like that before their product is (1e-2).
 
 use super::{Case, Numbers, gpu};
-use mgsd_compute::ops::linear::layer::{self, Above, Halves, Onto};
+use mgsd_compute::ops::linear::layer::{self, Above, GatedBack, Halves, Onto};
 use mgsd_compute::ops::linear::{self, Layer, LowRank};
 use mgsd_compute::ops::swiglu;
 use mgsd_compute::{Dtype, Tensor, Write};
@@ -135,6 +135,58 @@ fn gradients_of_a_shared_input() {
                     layer::backward_input(&mut dxg, &there, write);
                     // Apart, each of up to six sums is rounded.
                     case.near(&what, &dx, &dxg, 1e-5, 1e-2);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_a_gated_product() {
+    let Some((device, _turn)) = gpu("gradients_of_a_gated_product") else { return };
+    let mut n = Numbers(44);
+    for case in Case::both(device) {
+        for (inputs, outputs) in COLUMNS.into_iter().zip([328, 200, 264, 640, 72]) {
+            let (rank, mut some) = (8, |rows, cols, scale| case.pair(n.tensor(rows, cols, scale)));
+            let ((dy, dy_g), (w, wg)) = (some(ROWS, outputs, 1.0), some(outputs, inputs, 0.05));
+            let ((dlow, dlow_g), (a, ag)) = (some(ROWS, rank, 0.5), some(rank, inputs, 0.1));
+            let ((gate, gate_g), (up, up_g)) = (some(ROWS, inputs, 2.0), some(ROWS, inputs, 1.0));
+            for adapted in [true, false] {
+                let here = Above { layer: together(&w, &a, &a, adapted), dy: &dy, dlow: &dlow };
+                let there = Above { layer: together(&wg, &ag, &ag, adapted), dy: &dy_g, dlow: &dlow_g };
+                let [mut dgate, mut dup, mut again, mut scratch] = [0; 4].map(|_| Tensor::empty());
+                let [mut dgate_g, mut dup_g, mut again_g] = [0; 3].map(|_| poison(&gate_g));
+                let (dg, du) = (&mut dgate, &mut dup);
+                let back = GatedBack {
+                    gate: &gate,
+                    up: &up,
+                    dgate: dg,
+                    dup: du,
+                    again: Some(&mut again),
+                    scratch: &mut scratch,
+                };
+                layer::backward_gated(back, here);
+                let (dg, du, mut scratch) = (&mut dgate_g, &mut dup_g, Tensor::empty());
+                let back = GatedBack {
+                    gate: &gate_g,
+                    up: &up_g,
+                    dgate: dg,
+                    dup: du,
+                    again: Some(&mut again_g),
+                    scratch: &mut scratch,
+                };
+                layer::backward_gated(back, there);
+                let what = format!("[{ROWS}, {inputs}] of {outputs}");
+                case.near(&format!("dgate {what}"), &dgate, &dgate_g, 2e-5, 8e-3);
+                case.near(&format!("dup {what}"), &dup, &dup_g, 2e-5, 8e-3);
+                case.near(&format!("again {what}"), &again, &again_g, 2e-6, 4e-3);
+                // Step by step the bits are the same where the kernel makes the sum too.
+                if adapted {
+                    let [mut gradient, mut dgate, mut dup] = [0; 3].map(|_| Tensor::empty());
+                    layer::backward_input(&mut gradient, &[there], Write::Set);
+                    swiglu::backward(&mut dgate, &mut dup, None, &gradient, &gate_g, &up_g);
+                    assert!(dgate.to_vec() == dgate_g.to_vec(), "dgate {what}: other bits step by step");
+                    assert!(dup.to_vec() == dup_g.to_vec(), "dup {what}: other bits step by step");
                 }
             }
         }

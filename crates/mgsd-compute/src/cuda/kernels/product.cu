@@ -1,6 +1,7 @@
 // Large products: out = x Wᵀ, or x W, for thousands of rows of x, bfloat16, compute capability 9.0 (its tensor cores and
 // its copy engine), and in the same pass what would otherwise read and write the result again: low-rank adapters, a
-// matrix that is added, several products whose sum is wanted, and the gated product silu(x Wgᵀ) * (x Wuᵀ).
+// matrix that is added, several products whose sum is wanted, the gated product silu(x Wgᵀ) * (x Wuᵀ), and what comes before
+// it on the way back.
 //
 // A cluster of two blocks owns tiles of 256 rows by WIDE columns, one after another; 128 rows are a block's. One thread
 // asks the copy engine for pieces of 64 along the sum into a ring in shared memory; two groups of four warps, 64 rows
@@ -11,15 +12,18 @@
 //
 // Gate and up are two halves of a tile. They are left in shared memory as bfloat16, as if they had been stored, and warps
 // that have nothing else to do make the gated product of them: in the groups that multiply it would stop the tensor
-// cores for a tenth of the time.
+// cores for a tenth of the time. The gradient of a gated product is left there likewise, and those of gate and up are made
+// of it.
 
-// x[i] [rows, 64 * chunks_i], w[i] [outputs, 64 * chunks_i] (ACROSS: the other way round), out = Σ x[i] w[i]ᵀ; with GATED x[0],
-// w[0], w[1], and out[1], out[2] receive the halves. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
+// x[i] [rows, 64 * chunks_i], w[i] [outputs, 64 * chunks_i] (ACROSS: the other way round), out = Σ x[i] w[i]ᵀ; with HALVES x[0],
+// w[0], w[1], and out[1], out[2] receive the halves. With GATED 3 rows,
+// columns and what follows them are there, `again` perhaps. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
 // round). Boxes of 64 columns by 128 rows (x, low), RESULTS / 2 (w, b) or, ACROSS, 32; PANEL by 64 (out, base). Tiles: `down`
 // by `along`. At least two chunks. A grid of clusters, as many as run at the same time or fewer; block THREADS. Shared
 // memory: the ring, RESULT_BYTES for each group, 2 * STAGES + 6 barriers.
 extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 1) product(
-    const __grid_constant__ Maps maps, int chunks0, int chunks1, int chunks2, int down, int along, int group) {
+    const __grid_constant__ Maps maps, int chunks0, int chunks1, int chunks2, int down, int along, int group,
+    int rows, int columns, const bf16* gate, const bf16* up, bf16* dgate, bf16* dup, bf16* again) {
     extern __shared__ __align__(1024) unsigned char memory[];
     const u32 ring = shared_at(memory), results = ring + STAGES * STAGE_BYTES;
     const u32 full = results + 2 * RESULT_BYTES, empty = full + STAGES * 8;
@@ -51,12 +55,12 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         }
     };
     if (team == 2) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GATED ? 72 : 40));
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GATED == 3 ? 96 : GATED ? 72 : 40));
         if (threadIdx.x == WORKERS) {
             for (int index = first; index < tiles; index += step) {
                 const Place place = place_of(index, down, along, group);
                 const int row = (place.row * BLOCKS + order) * TALL, column = place.column * RESULTS;
-                // One piece. With GATED `other` are the weights of the second half, from row `other_at`.
+                // One piece. With HALVES `other` are the weights of the second half, from row `other_at`.
                 const auto ask = [&](const Map* x, const Map* w, const Map* other, int k, int w_at, int other_at) {
                     barrier_wait(empty + slot * 8, parity ^ 1);
                     const u32 to = ring + slot * STAGE_BYTES, barrier = full + slot * 8;
@@ -69,7 +73,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 #else
                     const int share = order * (RESULTS / BLOCKS);
                     copy_to_both(to + X_BYTES + share * 128, w, k, w_at + share, barrier);
-                    if (GATED) copy_to_both(to + X_BYTES + (RESULTS + share) * 128, other, k, other_at + share, barrier);
+                    if (HALVES) copy_to_both(to + X_BYTES + (RESULTS + share) * 128, other, k, other_at + share, barrier);
 #endif
                     onwards();
                 };
@@ -78,7 +82,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
                 for (int i = 0; i < chunks2; i++) ask(&maps.x[2], &maps.w[2], 0, i * 64, column, 0);
                 // Rows that are outside are zeros: the other half gets nothing from this adapter.
                 for (int i = 0; i < LOWS; i++)
-                    ask(&maps.low[i], &maps.b[i], &maps.b[i], 0, GATED && i == 1 ? -RESULTS : column,
+                    ask(&maps.low[i], &maps.b[i], &maps.b[i], 0, HALVES && i == 1 ? -RESULTS : column,
                         i == 0 ? -RESULTS : column);
             }
         }
@@ -91,6 +95,12 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
                 const int column = place.column * RESULTS;
                 for (int team = 0; team < 2; team++) {
                     const int row = (place.row * BLOCKS + order) * TALL + team * 64;
+#if GATED == 3
+                    barrier_wait(halves + team * 8, turn & 1);
+                    gradients_of({gate, up, dgate, dup, again, rows, columns}, results + team * RESULT_BYTES, row, column, me);
+                    join<96>(3);
+                    if (me == 0) barrier_arrive(free + team * 8);
+#else
                     const u32 gates = results + team * RESULT_BYTES, ups = gates + RESULT_PANELS * PANEL_BYTES;
                     barrier_wait(halves + team * 8, turn & 1);
 #if GATED == 2
@@ -121,14 +131,15 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
                         barrier_arrive(free + team * 8);
                     }
                     __syncwarp();
+#endif
                 }
             }
             if (me == 0) wait_until_written();
         }
 #endif
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GATED ? 216 : 232));
-        const int g = lane / 4, t = lane % 4, chunks = GATED ? chunks0 : chunks0 + chunks1 + chunks2;
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GATED == 3 ? 200 : GATED ? 216 : 232));
+        const int g = lane / 4, t = lane % 4, chunks = chunks0 + chunks1 + chunks2;
         // One thread of a group speaks to the copy engine.
         const bool speaks = threadIdx.x % 128 == 0;
         const u32 panels = results + team * RESULT_BYTES;

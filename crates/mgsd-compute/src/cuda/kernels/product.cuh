@@ -4,7 +4,8 @@
 //   WIDE    columns of a tile: 128, 160, 192 or 256
 //   STAGES  pieces in the ring
 //   ACROSS  1: weights are [inner, outputs] and out = x W; 0: they are [outputs, inner]
-//   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ); 2: the two halves are kept as well; WIDE is 256
+//   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ); 2: the two halves are kept as well; WIDE is 256. 3: the product is the gradient of
+//           a gated product, and goes on to those of gate and up
 //   BASE    1: a matrix is added
 //   LOWS    adapters; with GATED one for each half, or none
 //   STEPS   times sixteen columns of an adapter
@@ -24,7 +25,8 @@ typedef unsigned long long word;
 #define W_BYTES (ACROSS ? W_PANELS * 8192 : WIDE * 128)
 #define STAGE_BYTES (X_BYTES + W_BYTES)
 // Columns of the result that a tile gives.
-#define RESULTS (GATED ? WIDE / 2 : WIDE)
+#define HALVES (GATED == 1 || GATED == 2)
+#define RESULTS (HALVES ? WIDE / 2 : WIDE)
 // Results wait in panels of 64 rows, as many columns as a tile has a multiple of.
 #define PANEL (WIDE % 64 == 0 ? 64 : 32)
 #define PANEL_BYTES (64 * PANEL * 2)
@@ -211,8 +213,53 @@ __device__ __forceinline__ Place place_of(int index, int down, int along, int gr
     return {band * group + rest % height, rest / height};
 }
 
+// Gate and up, [rows, columns], and where their gradients go; `again`, if it is there, receives the gated product.
+struct Gradients {
+    const bf16 *gate, *up;
+    bf16 *dgate, *dup, *again;
+    int rows, columns;
+};
+
 // silu(gate) * up of two numbers.
 __device__ __forceinline__ u32 gated(u32 gate, u32 up) {
     const float g0 = first_of(gate), g1 = second_of(gate);
     return pack(first_of(up) * (g0 * sigmoid(g0)), second_of(up) * (g1 * sigmoid(g1)));
+}
+
+// The gradients of gate and up of 64 rows, of which that of their product lies in shared memory, by 96 threads.
+__device__ __forceinline__ void gradients_of(const Gradients& to, u32 panels, int row, int column, int me) {
+    // Asked for together.
+    const int count = 4;
+    for (int begin = me; begin < RESULT_BYTES / 16; begin += 96 * count) {
+        Packed<bf16> gate[count], up[count];
+        i64 at[count];
+#pragma unroll
+        for (int n = 0; n < count; n++) {
+            const int place = begin + n * 96, inside = place % (PANEL_BYTES / 16);
+            const int r = inside / (PANEL / 8), piece = inside % (PANEL / 8) ^ (PANEL == 64 ? r % 8 : r / 2 % 4);
+            const int c = column + place / (PANEL_BYTES / 16) * PANEL + piece * 8;
+            const bool there = place < RESULT_BYTES / 16 && row + r < to.rows && c < to.columns;
+            at[n] = there ? (i64)(row + r) * to.columns + c : -1;
+            if (there) {
+                load_packed(gate[n], to.gate + at[n]);
+                load_packed(up[n], to.up + at[n]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < count; n++) {
+            if (at[n] < 0) continue;
+            Eight g = unpack(gate[n]), u = unpack(up[n]), d = unpack(Packed<bf16>{shared_load(panels + (begin + n * 96) * 16)}), y;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float s = sigmoid(g.x[i]), silu = g.x[i] * s;
+                y.x[i] = u.x[i] * silu;
+                float slope = s + silu * (1.0f - s);
+                g.x[i] = d.x[i] * u.x[i] * slope;
+                u.x[i] = d.x[i] * silu;
+            }
+            store8(to.dgate + at[n], g);
+            store8(to.dup + at[n], u);
+            if (to.again) store8(to.again + at[n], y);
+        }
+    }
 }

@@ -33,6 +33,21 @@ pub(crate) enum Form {
     Gated,
     /// The same, and the two themselves.
     GatedAndHalves,
+    /// Their sum is the gradient of a gated product and goes on to those of gate and up.
+    Back,
+}
+
+/// Where a product leaves what it makes.
+#[derive(Clone, Copy)]
+pub(crate) enum Places {
+    /// [`Form::Sum`], [`Form::Gated`]
+    One(u64),
+    /// [`Form::SumOnto`]: the result, which may be where the other matrix is, and that one.
+    Onto(u64, u64),
+    /// [`Form::GatedAndHalves`]: the result, gate and up.
+    Three([u64; 3]),
+    /// [`Form::Back`]: gate, up, their gradients, and 0 or what receives the gated product.
+    Back([u64; 5]),
 }
 
 /// Terms of a sum at most.
@@ -105,8 +120,8 @@ impl<'a> Own<'a> {
         self.form == Form::SumOnto && self.weights == Weights::ByOutputs && self.wide == 160
     }
 
-    /// `base` is there if the form wants it and may be where the result goes; `halves` likewise.
-    pub(crate) fn run(&self, out: u64, base: Option<u64>, halves: Option<[u64; 2]>) {
+    /// `places` are those of the form.
+    pub(crate) fn run(&self, places: Places) {
         let Self { terms, weights, form, rows, columns, wide, .. } = *self;
         let across = weights == Weights::ByInputs;
         let gated = matches!(form, Form::Gated | Form::GatedAndHalves);
@@ -119,7 +134,12 @@ impl<'a> Own<'a> {
 
         let map = |tensor: &Tensor, height| Tiles::new(tensor.pointer(), tensor.rows(), tensor.cols(), height);
         let result = |at: u64| Tiles::with_columns(at, rows, columns, panel, tall / 2);
-        let ends = |index: usize| halves.map_or(out, |halves| halves[index]);
+        let (outs, base, beside) = match places {
+            Places::One(out) => ([out; 3], out, [0; 5]),
+            Places::Onto(out, base) => ([out; 3], base, [0; 5]),
+            Places::Three(outs) => (outs, outs[0], [0; 5]),
+            Places::Back(beside) => ([beside[2]; 3], beside[2], beside),
+        };
         // What is not there is described by something that is and never asked for.
         let term = |index: usize| terms.get(index).unwrap_or(&terms[0]);
         let low = |index: usize| lows.get(index).copied().unwrap_or((terms[0].x, terms[0].weight));
@@ -128,9 +148,8 @@ impl<'a> Own<'a> {
             (1, at) => map(term(at).weight, share),
             (2, at) => map(low(at).0, tall),
             (3, at) => map(low(at).1, share),
-            (4, 0) => result(out),
-            (4, at) => result(ends(at - 1)),
-            _ => result(base.unwrap_or(out)),
+            (4, at) => result(outs[at]),
+            _ => result(base),
         });
 
         let (_, by_outputs, by_inputs) = WIDTHS.into_iter().find(|(width, ..)| *width == wide).unwrap_or(WIDTHS[0]);
@@ -138,7 +157,12 @@ impl<'a> Own<'a> {
         let weight_bytes = if across { wide.div_ceil(64) * 8192 } else { wide * 128 };
         let shared = stages * (tall * 128 + weight_bytes) + tall * wide * 2 + (2 * stages + 6) * 8;
         debug_assert!(shared <= SHARED);
-        let gates = if form == Form::GatedAndHalves { 2 } else { gated as usize };
+        let gates = match form {
+            Form::Sum | Form::SumOnto => 0,
+            Form::Gated => 1,
+            Form::GatedAndHalves => 2,
+            Form::Back => 3,
+        };
         let onto = (form == Form::SumOnto) as usize;
         let large: [usize; LARGE.len()] = [wide, stages, across as usize, gates, onto, lows.len(), rank.div_ceil(16)];
         let variant = Variant { bf16: true, large: large.map(|value| value as u16), ..Variant::default() };
@@ -150,7 +174,8 @@ impl<'a> Own<'a> {
         // Tiles one below the other: fewer where a round has all columns anyway.
         let group: usize = if wide == 256 { 16 } else { 4 };
         let [first, second, third] = chunks.map(Arg::from);
-        let args = [first, second, third, down.into(), along.into(), group.into()];
+        let mut args = vec![first, second, third, down.into(), along.into(), group.into(), rows.into(), columns.into()];
+        args.extend(beside.map(Arg::from));
         let blocks = (self.clusters.min(down * along) * CLUSTER) as u32;
         let kernel = Kernel { operation: "product", function: "product", variant };
         self.gpu.launch_with_maps(kernel, [blocks, 1, 1], [THREADS, 1], shared as u32, &maps, &args);

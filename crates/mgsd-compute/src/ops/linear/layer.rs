@@ -6,7 +6,7 @@
 
 use super::few::{Layer, check_layers};
 use super::{LowRank, backward_input as unproject, forward as project, forward_onto};
-use crate::cuda::own::{Form, Own, Term, Weights};
+use crate::cuda::own::{Form, Own, Places, Term, Weights};
 use crate::ops::swiglu;
 use crate::{Dtype, Tensor, Write, check};
 
@@ -65,12 +65,11 @@ pub fn forward(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, low: &mut
             Onto::Itself => check::shape(op, "out", out, tokens, outputs),
             _ => out.place(x, tokens, outputs),
         }
-        let base = match onto {
-            Onto::Nothing => None,
-            Onto::Itself => Some(out.pointer()),
-            Onto::Other(base) => Some(base.pointer()),
-        };
-        return own.run(out.pointer(), base, None);
+        return own.run(match onto {
+            Onto::Nothing => Places::One(out.pointer()),
+            Onto::Itself => Places::Onto(out.pointer(), out.pointer()),
+            Onto::Other(base) => Places::Onto(out.pointer(), base.pointer()),
+        });
     }
     match onto {
         Onto::Nothing => project(out, x, layer.weight, layer.bias, 1.0, Write::Set),
@@ -104,13 +103,12 @@ pub fn gate_up(
     {
         let (tokens, outputs) = (x.rows(), gate.weight.rows());
         out.place(x, tokens, outputs);
-        let kept = (wanted == Halves::Kept).then(|| {
-            [g, u].map(|half| {
-                half.place(x, tokens, outputs);
-                half.pointer()
-            })
-        });
-        return own.run(out.pointer(), None, kept);
+        if wanted == Halves::Dropped {
+            return own.run(Places::One(out.pointer()));
+        }
+        g.place(x, tokens, outputs);
+        u.place(x, tokens, outputs);
+        return own.run(Places::Three([out.pointer(), g.pointer(), u.pointer()]));
     }
     for (half, layer, end) in [(&mut *g, gate, ends[0]), (&mut *u, up, ends[1])] {
         project(half, x, layer.weight, layer.bias, 1.0, Write::Set);
@@ -137,36 +135,22 @@ pub fn backward_input(dx: &mut Tensor, layers: &[Above], write: Write) {
     let op = "layer::backward_input";
     let Some(first) = layers.first() else { panic!("{op}: no layers") };
     let (tokens, inputs) = (first.dy.rows(), first.layer.weight.cols());
-    for Above { layer, dy, dlow } in layers {
-        check::shape(op, "weight", layer.weight, dy.cols(), inputs);
-        check::shape(op, "dy", dy, tokens, dy.cols());
-        if let Some(LowRank { a, .. }) = layer.adapter {
-            check::shape(op, "a", a, a.rows(), inputs);
-            check::shape(op, "dlow", dlow, tokens, a.rows());
-        }
-    }
+    layers.iter().for_each(|above| check_above(op, above, tokens, inputs));
     if write == Write::Add {
         check::shape(op, "dx", dx, tokens, inputs);
     }
-    let end = |above: &Above<'_>| above.layer.adapter.is_some();
-    let terms: Vec<Term> = layers
-        .iter()
-        .map(|&Above { layer, dy, dlow }| Term {
-            x: dy,
-            weight: layer.weight,
-            low: layer.adapter.map(|adapter| (dlow, adapter.a)),
-        })
-        .collect();
+    let terms: Vec<Term> = layers.iter().map(Above::term).collect();
     let form = if write == Write::Add { Form::SumOnto } else { Form::Sum };
-    if (layers.len() > 1 || layers.iter().any(end))
+    // Alone, a product is the library's work.
+    if (terms.len() > 1 || terms[0].low.is_some())
         && (write == Write::Set || dx.dtype() == Dtype::Bf16)
         && let Some(own) = Own::of(&terms, Weights::ByInputs, form)
     {
-        if write == Write::Set {
-            dx.place(first.dy, tokens, inputs);
+        if write == Write::Add {
+            return own.run(Places::Onto(dx.pointer(), dx.pointer()));
         }
-        let base = (write == Write::Add).then(|| dx.pointer());
-        return own.run(dx.pointer(), base, None);
+        dx.place(first.dy, tokens, inputs);
+        return own.run(Places::One(dx.pointer()));
     }
     let mut write = write;
     for Above { layer, dy, dlow } in layers {
@@ -175,6 +159,62 @@ pub fn backward_input(dx: &mut Tensor, layers: &[Above], write: Write) {
         if let Some(LowRank { a, .. }) = layer.adapter {
             unproject(dx, dlow, a, 1.0, Write::Add);
         }
+    }
+}
+
+/// A gated product as its pass back sees it.
+pub struct GatedBack<'a> {
+    /// What went in.
+    pub gate: &'a Tensor,
+    /// What went in.
+    pub up: &'a Tensor,
+    /// Receives the gradient of `gate`.
+    pub dgate: &'a mut Tensor,
+    /// Receives the gradient of `up`.
+    pub dup: &'a mut Tensor,
+    /// Receives the product again, where it is wanted.
+    pub again: Option<&'a mut Tensor>,
+    /// For the gradient of the product, which nobody else wants.
+    pub scratch: &'a mut Tensor,
+}
+
+/// [`backward_input`] of the layer above a gated product, and the pass back of that.
+pub fn backward_gated(back: GatedBack, above: Above) {
+    let op = "layer::backward_gated";
+    let GatedBack { gate, up, dgate, dup, again, scratch } = back;
+    check::shape(op, "gate", gate, above.dy.rows(), above.layer.weight.cols());
+    check::same(op, "up", up, "gate", gate);
+    if gate.dtype() == Dtype::Bf16
+        && up.dtype() == Dtype::Bf16
+        && let Some(own) = Own::of(&[above.term()], Weights::ByInputs, Form::Back)
+    {
+        check_above(op, &above, gate.rows(), gate.cols());
+        let mut place = |tensor: &mut Tensor| {
+            tensor.place(gate, gate.rows(), gate.cols());
+            tensor.pointer()
+        };
+        let again = again.map_or(0, &mut place);
+        return own.run(Places::Back([gate.pointer(), up.pointer(), place(dgate), place(dup), again]));
+    }
+    backward_input(scratch, &[above], Write::Set);
+    swiglu::backward(dgate, dup, again, scratch, gate, up);
+}
+
+impl<'a> Above<'a> {
+    fn term(&self) -> Term<'a> {
+        let &Self { layer, dy, dlow } = self;
+        Term { x: dy, weight: layer.weight, low: layer.adapter.map(|adapter| (dlow, adapter.a)) }
+    }
+}
+
+#[track_caller]
+fn check_above(op: &str, above: &Above, tokens: usize, inputs: usize) {
+    let Above { layer, dy, dlow } = above;
+    check::shape(op, "weight", layer.weight, dy.cols(), inputs);
+    check::shape(op, "dy", dy, tokens, dy.cols());
+    if let Some(LowRank { a, .. }) = layer.adapter {
+        check::shape(op, "a", a, a.rows(), inputs);
+        check::shape(op, "dlow", dlow, tokens, a.rows());
     }
 }
 
