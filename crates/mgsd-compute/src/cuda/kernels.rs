@@ -65,7 +65,10 @@ const MOST_SIZES: usize = FEW.len();
 /// Sizes as a [`Variant`] holds them.
 pub(crate) fn sizes<const COUNT: usize>(of: [usize; COUNT]) -> [u16; MOST_SIZES] {
     const { assert!(COUNT <= MOST_SIZES) };
-    std::array::from_fn(|index| of.get(index).map_or(0, |&size| size as u16))
+    let fits = |&size: &usize| {
+        u16::try_from(size).unwrap_or_else(|_| panic!("CUDA: {size} does not fit what kernels are compiled for"))
+    };
+    std::array::from_fn(|index| of.get(index).map_or(0, fits))
 }
 
 /// What a source is compiled for: the macros it sees.
