@@ -118,6 +118,8 @@ def main():
     args = parser.parse_args()
     if unknown := [part for part in args.parts if part not in PARTS]:
         parser.error(f"unknown parts {unknown}; known are {list(PARTS)}")
+    if not args.mgsd.is_file() or not args.peers.is_dir():
+        parser.error(f"--mgsd {args.mgsd} must be our binary and --peers {args.peers} the folder of PyTorch's programs")
     values, units = measure(args, time.monotonic())
     print(table(values, units, args.parts))
 
