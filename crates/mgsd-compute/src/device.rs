@@ -27,6 +27,19 @@ impl Device {
         Cuda::open(number).map(Self::Cuda).map_err(|why| format!("device {text} cannot be used: {why}"))
     }
 
+    /// Where tests run: on what `MGSD_TEST_DEVICE` names, without it on the CPU.
+    ///
+    /// # Panics
+    /// If that cannot be used, or if tests would share a GPU: its work is asked for by one thread at a time.
+    #[doc(hidden)]
+    pub fn of_tests() -> Self {
+        let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+        let device = Self::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"));
+        let alone = std::env::var("RUST_TEST_THREADS").is_ok_and(|threads| threads == "1");
+        assert!(alone || device.is_cpu(), "MGSD_TEST_DEVICE={name}: tests on a GPU need RUST_TEST_THREADS=1 as well");
+        device
+    }
+
     /// Whether it is the CPU.
     pub fn is_cpu(self) -> bool {
         matches!(self, Self::Cpu)

@@ -398,6 +398,8 @@ fn stack(setting: &Setting, say: &mut dyn FnMut(Figure)) -> Result<()> {
         let prompts = prompts(&model.config, 4, 1024, false);
         let mut work = Work::new(model, &prompts, 1024)?;
         work.train(parts, setting);
+        // As PyTorch does.
+        work.acts.set_recompute(setting.recompute.unwrap_or(Recompute::Nothing));
         let slope = Tensor::random_on(device, Dtype::Bf16, 4096, 2560, 1e-6, 3);
         let seconds = median(device, runs, || {
             work.model.zero_grad();

@@ -1,7 +1,8 @@
 //! One new token a sequence: the step that generation spends its time in.
 //!
 //! On a GPU a step is hundreds of short kernels, so it is recorded once for each number of rows and started as a whole.
-//! Numbers of rows are rounded up, the rows beyond are padding: they see nothing and are stored nowhere.
+//! Numbers of rows are rounded up, the rows beyond are padding: they see nothing and are stored nowhere. Where the tokens are
+//! chosen there, a step begins with those of the step before it, and can be started while that is under way.
 
 use mgsd_compute::cuda::{Cuda, Graph};
 use mgsd_compute::ops::attention::KvCache;
@@ -9,7 +10,6 @@ use mgsd_compute::ops::loss;
 use mgsd_compute::ops::sample::{self, Answer, Choice};
 use mgsd_compute::{Device, Tensor};
 
-use crate::batch::Batch;
 use crate::config::Config;
 use crate::linear::Adapter;
 use crate::model::{Activations, Qwen3Vl};
@@ -27,16 +27,49 @@ pub(crate) struct Token {
 /// Runs steps; keeps buffers, and recordings where they help.
 pub(crate) struct Decoder {
     most: usize,
-    batch: Batch,
+    ids: Vec<u32>,
     acts: Activations,
     logits: Tensor,
-    slots: Vec<u32>,
-    places: Vec<u32>,
-    lengths: Vec<u32>,
-    choices: Vec<Choice>,
-    /// The positions that the rotary tables on the GPU are filled for.
-    turned: Vec<[u32; 3]>,
+    lists: Lists,
     recorded: Vec<Recorded>,
+    /// The recording that the last step was, and the tokens that went in.
+    last: Option<(usize, usize)>,
+}
+
+/// What a step reads besides the tokens, in one piece, so that it is sent at once: room for `most` rows of each.
+struct Lists {
+    words: Vec<u32>,
+    most: usize,
+    rows: usize,
+}
+
+impl Lists {
+    const SLOTS: usize = 0;
+    const PLACES: usize = 1;
+    const LENGTHS: usize = 2;
+    const POSITIONS: usize = 3;
+    const CHOICES: usize = 4;
+
+    fn new(most: usize) -> Self {
+        let words = Self::CHOICES + size_of::<Choice>() / size_of::<u32>();
+        Self { words: vec![0; most * words], most, rows: 0 }
+    }
+
+    fn part(&self, part: usize) -> &[u32] {
+        &self.words[part * self.most..][..self.rows]
+    }
+
+    fn part_mut(&mut self, part: usize) -> &mut [u32] {
+        &mut self.words[part * self.most..][..self.rows]
+    }
+
+    fn choices(&self) -> &[Choice] {
+        &bytemuck::cast_slice(&self.words[Self::CHOICES * self.most..])[..self.rows]
+    }
+
+    fn choices_mut(&mut self) -> &mut [Choice] {
+        &mut bytemuck::cast_slice_mut(&mut self.words[Self::CHOICES * self.most..])[..self.rows]
+    }
 }
 
 /// A recorded step and what it was recorded for.
@@ -51,6 +84,12 @@ struct Recorded {
     graph: Graph,
 }
 
+impl Recorded {
+    fn fits(&self, model: &Qwen3Vl, adapter: Adapter, gpu: &Cuda) -> bool {
+        (self.model, self.adapter, self.epoch) == (address(model), adapter, gpu.epoch())
+    }
+}
+
 fn address(model: &Qwen3Vl) -> usize {
     std::ptr::from_ref(model) as usize
 }
@@ -63,21 +102,15 @@ fn padded(tokens: usize) -> usize {
 impl Decoder {
     /// For up to `most` rows a step.
     pub fn new(config: &Config, most: usize) -> Self {
-        let mut batch = Batch::new(config);
-        // Recordings read these lists where they are.
-        batch.ids.reserve(padded(most));
-        let list = || Vec::with_capacity(padded(most));
         Self {
             most,
-            batch,
+            // Recordings read this list where it is.
+            ids: Vec::with_capacity(padded(most)),
             acts: Activations::new(config),
             logits: Tensor::empty(),
-            slots: list(),
-            places: list(),
-            lengths: list(),
-            choices: Vec::with_capacity(padded(most)),
-            turned: Vec::new(),
+            lists: Lists::new(padded(most)),
             recorded: Vec::new(),
+            last: None,
         }
     }
 
@@ -94,106 +127,109 @@ impl Decoder {
         caches: &mut [KvCache],
         adapter: Adapter,
         tokens: &[Token],
-        choose: Option<(&Answer, &[Choice])>,
+        choose: Option<(&mut Answer, &[Choice])>,
     ) -> &Tensor {
+        self.last = None;
+        let positions = caches.first().map_or(0, KvCache::capacity);
+        self.acts.text.reserve_early(model.device(), positions);
         let Device::Cuda(gpu) = model.device() else {
             self.fill(tokens, &[], tokens.len());
-            self.acts.text.turn(Device::Cpu, &self.batch.positions);
-            self.turned.clear();
             self.run(model, caches, adapter, None);
             return &self.logits;
         };
         let rows = padded(tokens.len());
         let (answer, choices) = choose.unzip();
         let choices = choices.unwrap_or_default();
-        let fits = |r: &Recorded| {
-            (r.rows, r.adapter, r.chooses) == (rows, adapter, answer.is_some())
-                && (r.model, r.epoch) == (address(model), gpu.epoch())
-        };
+        let fits = |r: &Recorded| (r.rows, r.chooses) == (rows, answer.is_some()) && r.fits(model, adapter, gpu);
         if let Some(at) = self.recorded.iter().position(fits) {
             self.fill(tokens, choices, rows);
-            self.send(gpu);
-            gpu.refresh(&self.batch.ids);
-            gpu.refresh(&self.choices);
-            self.recorded[at].graph.launch();
-            if let Some(answer) = answer {
-                answer.expect();
-            }
+            gpu.refresh(&self.ids);
             // What the recording writes; the last step may have had another number of rows.
             self.logits.resize(rows, model.config.text.vocab_size);
-            self.prepare(gpu, tokens.len());
+            self.start(gpu, at, tokens.len(), answer);
             return &self.logits;
         }
         self.recorded.retain(|r| r.epoch == gpu.epoch());
         if self.recorded.is_empty() {
             // The largest step first, so that no buffer moves afterwards.
             self.fill(&[], &[], padded(self.most));
-            self.turn(gpu);
-            self.run(model, caches, adapter, answer);
+            gpu.hold(&self.lists.words);
+            self.run(model, caches, adapter, answer.as_deref());
+            gpu.changed(&self.ids);
         }
         self.fill(tokens, choices, rows);
-        self.turn(gpu);
-        self.run(model, caches, adapter, answer);
+        self.run(model, caches, adapter, answer.as_deref());
+        // Recording does nothing, so the step that was just done is not done twice.
+        let epoch = gpu.epoch();
+        let graph = gpu.record(|| self.run(model, caches, adapter, answer.as_deref()));
+        gpu.changed(&self.ids);
+        let (model, chooses) = (address(model), answer.is_some());
         if let Some(answer) = answer {
             answer.expect();
         }
-        // Recording does nothing, so the step that was just done is not done twice.
-        let epoch = gpu.epoch();
-        let graph = gpu.record(|| self.run(model, caches, adapter, answer));
-        let (model, chooses) = (address(model), answer.is_some());
         self.recorded.push(Recorded { rows, adapter, chooses, model, epoch, graph });
         &self.logits
     }
 
-    fn fill(&mut self, tokens: &[Token], choices: &[Choice], rows: usize) {
-        let batch = &mut self.batch;
-        batch.clear();
-        [&mut self.slots, &mut self.places, &mut self.lengths].into_iter().for_each(Vec::clear);
-        for token in tokens {
-            batch.ids.push(token.id);
-            batch.positions.push([token.position; 3]);
-            self.slots.push(token.slot);
-            self.places.push(token.place);
-            self.lengths.push(token.place + 1);
+    /// Whether [`step_ahead`](Self::step_ahead) can follow the last step.
+    pub fn can_step_ahead(&self, model: &Qwen3Vl, adapter: Adapter) -> bool {
+        let Device::Cuda(gpu) = model.device() else { return false };
+        let last = self.last.map(|(at, _)| &self.recorded[at]);
+        last.is_some_and(|last| last.chooses && last.fits(model, adapter, gpu))
+    }
+
+    /// The step after the last, which may be under way, of the same sequences: with the tokens that it chooses, and as if none
+    /// ended with it.
+    pub fn step_ahead(&mut self, gpu: &'static Cuda, answer: &mut Answer, choices: &[Choice]) {
+        let Some((at, tokens)) = self.last else { return };
+        self.lists.choices_mut()[..tokens].copy_from_slice(choices);
+        // As the lists stand after the step before, but one place on.
+        for part in [Lists::PLACES, Lists::LENGTHS, Lists::POSITIONS] {
+            self.lists.part_mut(part)[..tokens].iter_mut().for_each(|number| *number += 1);
         }
-        batch.ids.resize(rows, 0);
-        batch.positions.resize(rows, [0; 3]);
-        self.slots.resize(rows, 0);
-        self.places.resize(rows, u32::MAX);
-        self.lengths.resize(rows, 0);
-        self.choices.clear();
-        self.choices.extend_from_slice(choices);
-        self.choices.resize(rows, Choice::default());
+        self.start(gpu, at, tokens, Some(answer));
     }
 
-    /// While a step of `tokens` tokens is under way: sends what follows from no sequence ending with it. Where one does, the
-    /// next step sends what is right then.
-    fn prepare(&mut self, gpu: &'static Cuda, tokens: usize) {
-        self.batch.positions[..tokens].iter_mut().flatten().for_each(|position| *position += 1);
-        self.places[..tokens].iter_mut().for_each(|place| *place += 1);
-        self.lengths[..tokens].iter_mut().for_each(|length| *length += 1);
-        self.send(gpu);
+    fn start(&mut self, gpu: &'static Cuda, at: usize, tokens: usize, answer: Option<&mut Answer>) {
+        gpu.refresh(&self.lists.words);
+        self.recorded[at].graph.launch();
+        if let Some(answer) = answer {
+            gpu.changed(&self.ids);
+            answer.expect();
+        }
+        self.last = Some((at, tokens));
     }
 
-    /// What a recorded step reads, but for the tokens and how the next are chosen.
-    fn send(&mut self, gpu: &'static Cuda) {
-        self.turn(gpu);
-        [&self.slots, &self.places, &self.lengths].into_iter().for_each(|list| gpu.refresh(list));
-    }
-
-    fn turn(&mut self, gpu: &'static Cuda) {
-        if self.turned != self.batch.positions {
-            self.acts.text.turn(Device::Cuda(gpu), &self.batch.positions);
-            self.turned.clone_from(&self.batch.positions);
+    fn fill(&mut self, tokens: &[Token], choices: &[Choice], rows: usize) {
+        let (ids, lists) = (&mut self.ids, &mut self.lists);
+        lists.rows = rows;
+        // Padding sees nothing and is stored nowhere.
+        for (part, nothing) in
+            [(Lists::SLOTS, 0), (Lists::PLACES, u32::MAX), (Lists::LENGTHS, 0), (Lists::POSITIONS, 0)]
+        {
+            lists.part_mut(part)[tokens.len()..].fill(nothing);
+        }
+        lists.choices_mut().fill(Choice::default());
+        lists.choices_mut()[..choices.len()].copy_from_slice(choices);
+        ids.clear();
+        ids.resize(rows, 0);
+        for (row, token) in tokens.iter().enumerate() {
+            ids[row] = token.id;
+            lists.part_mut(Lists::SLOTS)[row] = token.slot;
+            lists.part_mut(Lists::PLACES)[row] = token.place;
+            lists.part_mut(Lists::LENGTHS)[row] = token.place + 1;
+            lists.part_mut(Lists::POSITIONS)[row] = token.position;
         }
     }
 
     fn run(&mut self, model: &Qwen3Vl, caches: &mut [KvCache], adapter: Adapter, answer: Option<&Answer>) {
-        let pass = Pass::Decode { caches, slots: &self.slots, places: &self.places, lengths: &self.lengths };
-        model.decode(&self.batch, &mut self.acts, pass, adapter);
+        let [slots, places, lengths] = [Lists::SLOTS, Lists::PLACES, Lists::LENGTHS].map(|part| self.lists.part(part));
+        let pass = Pass::Decode { caches, slots, places, lengths };
+        self.acts.text.turn_early(self.lists.part(Lists::POSITIONS));
+        model.decode(&self.ids, &mut self.acts, pass, adapter);
         loss::logits(&mut self.logits, self.acts.hidden(), &model.head().value);
         if let Some(answer) = answer {
-            sample::sample(answer, &self.logits, &self.choices);
+            sample::sample(answer, &self.logits, self.lists.choices(), Some(&self.ids));
         }
     }
 }

@@ -3,6 +3,9 @@
 //! Requests wait in a queue; each of a fixed number of slots serves one. Prompts of waiting requests are run together,
 //! packed, and then all slots advance by one token a step. A finished slot is filled again from the queue. Requests with
 //! the same prompt that enter together have it run once, and its keys and values copied to the slots of the others.
+//!
+//! On a GPU the next step is started before the tokens of the one under way are known, if no sequence ends with it by its
+//! length. One that ends by a stop token goes on for nothing in that step, which the others need anyway.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -115,6 +118,8 @@ pub struct Generator {
     acts: Activations,
     logits: Tensor,
     entering: Vec<Token>,
+    /// The requests of the step under way, row by row; some may be withdrawn or done. Empty if there is none.
+    under_way: Vec<usize>,
     decoder: Decoder,
     chooser: Chooser,
 }
@@ -129,23 +134,35 @@ struct Chooser {
 
 impl Chooser {
     /// What `device` needs to pick a token for each request, if it can.
-    fn ask(&mut self, device: Device, active: &mut [Active], decoder: &Decoder) -> Option<(&Answer, &[Choice])> {
+    fn ask(&mut self, device: Device, active: &mut [Active], decoder: &Decoder) -> Option<(&mut Answer, &[Choice])> {
         let fits = |active: &Active| active.sampler.fits_a_gpu() && active.top_count == 0;
         let Device::Cuda(gpu) = device else { return None };
         if !active.iter().all(fits) {
             return None;
         }
+        let answer = self.answer.get_or_insert_with(|| decoder.answer(gpu));
+        let place = answer.place();
         self.choices.clear();
-        self.choices.extend(active.iter_mut().map(|active| active.sampler.choice()));
-        Some((self.answer.get_or_insert_with(|| decoder.answer(gpu)), &self.choices))
+        self.choices.extend(active.iter_mut().map(|active| Choice { place, ..active.sampler.choice() }));
+        Some((answer, &self.choices))
     }
 
-    /// The tokens that were asked for.
-    fn hear(&self, active: &mut [Active]) {
-        let Some(answer) = &self.answer else { return };
+    /// The tokens that were asked for longest ago, for requests that have `ids` in this order; those that are not among
+    /// `active` any more are passed over.
+    fn hear(&mut self, active: &mut [Active], ids: impl IntoIterator<Item = usize>) {
+        let Some(answer) = &mut self.answer else { return };
         let (tokens, log_probs) = answer.read();
-        for (active, chosen) in active.iter_mut().zip(tokens.iter().zip(log_probs)) {
-            active.last = (*chosen.0, *chosen.1);
+        let mut active = active.iter_mut().peekable();
+        for (id, chosen) in ids.into_iter().zip(tokens.iter().zip(log_probs)) {
+            if let Some(active) = active.next_if(|active| active.id == id) {
+                active.last = (*chosen.0, *chosen.1);
+            }
+        }
+    }
+
+    fn forget(&mut self) {
+        if let Some(answer) = &mut self.answer {
+            answer.forget();
         }
     }
 
@@ -187,6 +204,7 @@ impl Generator {
             acts: Activations::new(config),
             logits: Tensor::empty(),
             entering: Vec::with_capacity(slots),
+            under_way: Vec::with_capacity(slots),
             decoder: Decoder::new(config, slots),
             chooser: Chooser::default(),
         }
@@ -305,6 +323,8 @@ impl Generator {
     fn abandon(&mut self) {
         self.waiting.clear();
         self.active.clear();
+        self.under_way.clear();
+        self.chooser.forget();
         self.free = (0..self.slots as u32).rev().collect();
     }
 
@@ -312,10 +332,17 @@ impl Generator {
     pub fn step(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) -> Result<()> {
         // A pass over few prompts is inefficient: wait until an eighth of the slots is free, unless nothing runs.
         let enough = (self.slots / 8).clamp(1, self.waiting.len().max(1));
+        let mut advanced = false;
         while !self.waiting.is_empty() && (self.free.len() >= enough || self.active.is_empty()) {
-            self.prefill(model, adapter, on_token)?;
+            if self.under_way.is_empty() {
+                self.prefill(model, adapter, on_token)?;
+            } else {
+                let rows = std::mem::take(&mut self.under_way);
+                self.finish(&rows, on_token);
+                advanced = true;
+            }
         }
-        if !self.active.is_empty() {
+        if !advanced && !self.active.is_empty() {
             self.decode(model, adapter, on_token);
         }
         Ok(())
@@ -352,9 +379,10 @@ impl Generator {
         loss::logits(&mut self.logits, self.acts.hidden(), &model.head().value);
         let entered = &mut self.active[first..];
         if let Some((answer, choices)) = self.chooser.ask(model.device(), entered, &self.decoder) {
-            sample::sample(answer, &self.logits, choices);
+            sample::sample(answer, &self.logits, choices, None);
             answer.expect();
-            self.chooser.hear(entered);
+            let ids: Vec<usize> = entered.iter().map(|active| active.id).collect();
+            self.chooser.hear(entered, ids);
         } else {
             self.chooser.pick(entered, &self.logits);
         }
@@ -363,21 +391,50 @@ impl Generator {
     }
 
     fn decode(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) {
-        self.entering.clear();
-        for active in &mut self.active {
-            let position = (active.length as i64 + active.rope_delta) as u32;
-            let place = active.length as u32;
-            self.entering.push(Token { id: active.last.0, slot: active.slot, place, position });
-            active.length += 1;
+        let ids = |active: &[Active]| active.iter().map(|active| active.id).collect();
+        if self.under_way.is_empty() {
+            self.entering.clear();
+            self.entering.extend(self.active.iter().map(|active| Token {
+                id: active.last.0,
+                slot: active.slot,
+                place: active.length as u32,
+                position: (active.length as i64 + active.rope_delta) as u32,
+            }));
+            let choose = self.chooser.ask(model.device(), &mut self.active, &self.decoder);
+            let asked = choose.is_some();
+            let logits = self.decoder.step(model, &mut self.caches, adapter, &self.entering, choose);
+            if !asked {
+                self.chooser.pick(&mut self.active, logits);
+                self.active.iter_mut().for_each(|active| active.length += 1);
+                return self.tell(0, on_token);
+            }
+            self.under_way = ids(&self.active);
         }
-        let choose = self.chooser.ask(model.device(), &mut self.active, &self.decoder);
-        let asked = choose.is_some();
-        let logits = self.decoder.step(model, &mut self.caches, adapter, &self.entering, choose);
-        match asked {
-            true => self.chooser.hear(&mut self.active),
-            false => self.chooser.pick(&mut self.active, logits),
+        let rows = std::mem::take(&mut self.under_way);
+        // A step under way of more rows has some that are not wanted any more: the next one does without them.
+        let continues =
+            |active: &Active| active.produced + 1 < active.request.max_new_tokens && active.length + 1 < self.capacity;
+        if rows.len() == self.active.len()
+            && self.active.iter().all(continues)
+            && self.decoder.can_step_ahead(model, adapter)
+            && let Device::Cuda(gpu) = model.device()
+            && let Some((answer, choices)) = self.chooser.ask(model.device(), &mut self.active, &self.decoder)
+        {
+            self.decoder.step_ahead(gpu, answer, choices);
+            self.under_way = ids(&self.active);
         }
+        self.finish(&rows, on_token);
+    }
+
+    /// Waits for the tokens of a step of these requests.
+    fn finish(&mut self, rows: &[usize], on_token: &mut dyn FnMut(Event)) {
+        self.chooser.hear(&mut self.active, rows.iter().copied());
+        self.active.iter_mut().for_each(|active| active.length += 1);
         self.tell(0, on_token);
+        if self.active.is_empty() {
+            self.under_way.clear();
+            self.chooser.forget();
+        }
     }
 
     /// Counts and reports the last tokens of the requests from `first` on, and frees the slots of those that are done.

@@ -1,7 +1,7 @@
 //! A linear layer, with or without bias, with or without a low-rank adapter beside it.
 
 use mgsd_compute::ops::linear::layer::{self, Above, Onto};
-use mgsd_compute::ops::linear::{self, Layer, LowRank};
+use mgsd_compute::ops::linear::{self, Layer, LowRank, thin};
 use mgsd_compute::{Tensor, Write};
 
 use crate::lora::Lora;
@@ -29,7 +29,10 @@ pub struct Linear {
 
 impl Linear {
     /// A frozen layer without adapter.
-    pub fn new(weight: Parameter, bias: Option<Parameter>) -> Self {
+    pub fn new(weight: Parameter, mut bias: Option<Parameter>) -> Self {
+        if let Some(bias) = &mut bias {
+            bias.follow(&weight);
+        }
         Self { weight, bias, lora: None }
     }
 
@@ -60,6 +63,19 @@ impl Linear {
         }
     }
 
+    /// [`forward`](Self::forward) of layers that share their input, each with its result and its `low`.
+    pub fn forward_each<const N: usize>(layers: [(&Self, &mut Tensor, &mut Tensor); N], x: &Tensor, adapter: Adapter) {
+        let of = std::array::from_fn(|index| layers[index].0.layer(adapter));
+        let mut lows = Vec::with_capacity(N);
+        let outs = layers.map(|(_, out, low)| {
+            lows.push(low);
+            out
+        });
+        let mut lows = lows.into_iter();
+        let lows = [(); N].map(|()| lows.next().unwrap_or_else(|| unreachable!("one for each layer")));
+        layer::forward_each(outs, x, of, lows);
+    }
+
     /// Adds to the gradients of what is trained here; `dx: None` when nothing below wants a gradient. `low` is what
     /// [`forward`](Self::forward) left, `dlow` is scratch.
     pub fn backward(
@@ -71,26 +87,25 @@ impl Linear {
         dlow: &mut Tensor,
         adapter: Adapter,
     ) {
-        self.backward_input(dx, dy, dlow, adapter);
-        self.backward_weights(dy, x, low, dlow, adapter);
+        Self::backward_inputs([(self, dy, low, dlow)], dx, adapter);
+        Self::backward_weights([(self, dy, dlow)], x, adapter);
     }
 
-    /// The first half of [`backward`](Self::backward), which does not need `x`: the gradient of the input. `dlow` is for the
-    /// second half.
-    pub fn backward_input(&self, dx: Option<(&mut Tensor, Write)>, dy: &Tensor, dlow: &mut Tensor, adapter: Adapter) {
-        Self::backward_inputs([(self, dy, dlow)], dx, adapter);
-    }
-
-    /// The same of layers that share their input: `dx` receives the sum. Each has a `dlow` of its own.
+    /// The first half of [`backward`](Self::backward), which does not need `x`, of layers that share it: `dx` receives the
+    /// sum. For each layer its `dy`, its `low` and a `dlow` of its own, which the second half wants.
     pub fn backward_inputs<const N: usize>(
-        layers: [(&Self, &Tensor, &mut Tensor); N],
+        layers: [(&mut Self, &Tensor, &Tensor, &mut Tensor); N],
         dx: Option<(&mut Tensor, Write)>,
         adapter: Adapter,
     ) {
-        let layers = layers.map(|(layer, dy, dlow)| {
-            let lora = layer.lora.as_ref().filter(|_| adapter == Adapter::On);
-            if let Some(lora) = lora.filter(|lora| dx.is_some() || lora.a.is_trainable()) {
-                linear::backward_input(dlow, dy, &lora.b.value, lora.scale, Write::Set);
+        let layers = layers.map(|(layer, dy, low, dlow)| {
+            if let Some(lora) = layer.lora.as_mut().filter(|_| adapter == Adapter::On) {
+                let of = LowRank { a: &lora.a.value, b: &lora.b.value, scale: lora.scale };
+                match &mut lora.b.grad {
+                    db if dx.is_some() || lora.a.grad.is_some() => thin::back(dlow, db.as_mut(), dy, low, of),
+                    Some(db) => linear::backward_weight(db, dy, low, 1.0),
+                    None => {}
+                }
             }
             Above { layer: layer.layer(adapter), dy, dlow }
         });
@@ -99,21 +114,21 @@ impl Linear {
         }
     }
 
-    /// The second half: gradients of what is trained here.
-    pub fn backward_weights(&mut self, dy: &Tensor, x: &Tensor, low: &Tensor, dlow: &Tensor, adapter: Adapter) {
-        if let Some(grad) = &mut self.weight.grad {
-            linear::backward_weight(grad, dy, x, 1.0);
-        }
-        if let Some(grad) = self.bias.as_mut().and_then(|b| b.grad.as_mut()) {
-            linear::backward_bias(grad, dy);
-        }
-        if let Some(lora) = self.lora.as_mut().filter(|_| adapter == Adapter::On) {
-            if let Some(grad) = &mut lora.b.grad {
-                linear::backward_weight(grad, dy, low, 1.0);
+    /// The second half: for each of the layers that share `x` its `dy` and `dlow`.
+    pub fn backward_weights<const N: usize>(layers: [(&mut Self, &Tensor, &Tensor); N], x: &Tensor, adapter: Adapter) {
+        let mut halves = Vec::new();
+        for (layer, dy, dlow) in layers {
+            if let Some(grad) = &mut layer.weight.grad {
+                linear::backward_weight(grad, dy, x, 1.0);
             }
-            if let Some(grad) = &mut lora.a.grad {
-                linear::backward_weight(grad, dlow, x, 1.0);
+            if let Some(grad) = layer.bias.as_mut().and_then(|b| b.grad.as_mut()) {
+                linear::backward_bias(grad, dy);
             }
+            let lora = layer.lora.as_mut().filter(|_| adapter == Adapter::On);
+            halves.extend(lora.and_then(|lora| lora.a.grad.as_mut()).map(|da| (da, dlow)));
+        }
+        if !halves.is_empty() {
+            thin::gradients(&mut halves, x);
         }
     }
 

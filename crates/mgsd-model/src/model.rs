@@ -257,14 +257,14 @@ impl Qwen3Vl {
             self.vision.forward(&mut acts.vision, batch, adapter, keep, observer);
             (batch.image_rows.as_slice(), &acts.vision.features)
         });
-        let input = Input { ids: &batch.ids, positions: &batch.positions, features, rows, prepared: false };
+        let input = Input { ids: &batch.ids, positions: Some(&batch.positions), features, rows };
         self.text.forward(&mut acts.text, input, pass, adapter, keep, observer);
         acts.kept = keep_all.then_some(adapter);
     }
 
     /// A pass of new tokens for [`Decoder`](crate::decode::Decoder), whose rotary tables are filled already.
-    pub(crate) fn decode(&self, batch: &Batch, acts: &mut Activations, pass: Pass, adapter: Adapter) {
-        let input = Input { ids: &batch.ids, positions: &batch.positions, features: None, rows: None, prepared: true };
+    pub(crate) fn decode(&self, ids: &[u32], acts: &mut Activations, pass: Pass, adapter: Adapter) {
+        let input = Input { ids, positions: None, features: None, rows: None };
         self.text.forward(&mut acts.text, input, pass, adapter, Keep::Nothing, None);
         acts.kept = None;
     }

@@ -10,6 +10,9 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// The numbers as a matrix: vectors are `[1, n]`, the patch embedding is `[out, channels * time * y * x]`.
     pub value: Tensor,
+    /// Whether a GPU may store it as bfloat16: matrices of layers, and their biases. Norms and the position table are small
+    /// and stay 32-bit floats everywhere.
+    narrow: bool,
     /// Present exactly when the parameter is trained; backward passes add to it.
     pub grad: Option<Tensor>,
 }
@@ -17,7 +20,9 @@ pub struct Parameter {
 impl Parameter {
     /// A frozen parameter.
     pub fn new(name: impl Into<String>, shape: Vec<usize>, value: Tensor) -> Self {
-        Self { name: name.into(), shape, value, grad: None }
+        let name = name.into();
+        let narrow = shape.len() > 1 && !name.ends_with("pos_embed.weight");
+        Self { name, shape, value, narrow, grad: None }
     }
 
     /// Whether backward passes fill a gradient.
@@ -25,15 +30,17 @@ impl Parameter {
         self.grad.is_some()
     }
 
-    /// Whether it is a matrix of a layer, which a GPU may store as bfloat16. Vectors and the position table are small
-    /// and stay 32-bit floats everywhere.
-    pub fn is_matrix(&self) -> bool {
-        self.shape.len() > 1 && !self.name.ends_with("pos_embed.weight")
+    /// This one, the bias of a layer, is stored as the layer's `matrix` is on a GPU.
+    pub(crate) fn follow(&mut self, matrix: &Self) {
+        self.narrow = matrix.narrow;
+        if !matrix.value.device().is_cpu() {
+            self.move_to(matrix.value.device(), matrix.value.dtype());
+        }
     }
 
-    /// Moves the value to `device`; there a matrix becomes `dtype`. A gradient is lost.
+    /// Moves the value to `device`; there what may be narrow becomes `dtype`. A gradient is lost.
     pub fn move_to(&mut self, device: Device, dtype: Dtype) {
-        let dtype = if self.is_matrix() { dtype } else { Dtype::F32 };
+        let dtype = if self.narrow { dtype } else { Dtype::F32 };
         self.value = self.value.to_device(device, dtype);
         self.grad = None;
     }

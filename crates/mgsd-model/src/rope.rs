@@ -31,6 +31,16 @@ impl RopeTable {
         }
     }
 
+    /// The first `positions` rows of the table on `device`.
+    pub fn first(&mut self, device: Device, cos: &mut Tensor, sin: &mut Tensor, positions: usize) {
+        self.grow(positions);
+        let width = self.frequencies.len();
+        for (tensor, rows) in [(cos, &self.cos), (sin, &self.sin)] {
+            tensor.place_on(device, Dtype::F32, positions, width);
+            tensor.write_rows(0, &rows[..positions * width]);
+        }
+    }
+
     /// Fills `cos, sin: [rows, picks.len()]` on `device`: column `j` of a row has frequency `picks[j].1` at the position on axis
     /// `picks[j].0` of that row.
     pub fn fill<const AXES: usize>(

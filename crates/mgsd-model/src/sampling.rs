@@ -103,7 +103,7 @@ impl Sampler {
     pub fn choice(&mut self) -> Choice {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
         let uniform = if temperature > 0.0 { self.rng.random::<f32>() } else { 0.0 };
-        Choice { temperature, top_k: top_k as f32, top_p, min_p, uniform, unused: 0.0 }
+        Choice { temperature, top_k: top_k as f32, top_p, min_p, uniform, place: 0.0 }
     }
 
     /// With penalty, temperature and filters.

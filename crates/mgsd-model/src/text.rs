@@ -87,13 +87,12 @@ struct Common<'a> {
 /// The tokens of a pass.
 pub(crate) struct Input<'a> {
     pub ids: &'a [u32],
-    pub positions: &'a [[u32; 3]],
+    /// Time, height and width of every token; `None`: the rotary tables are filled already.
+    pub positions: Option<&'a [[u32; 3]]>,
     /// Rows that image features replace, and the features.
     pub features: Option<(&'a [u32], &'a VisionFeatures)>,
     /// Rows whose result is wanted; `None`: all.
     pub rows: Option<&'a [u32]>,
-    /// Whether [`TextActivations::turn`] was called for these positions already.
-    pub prepared: bool,
 }
 
 impl TextLayer {
@@ -102,9 +101,8 @@ impl TextLayer {
         let Common { eps, adapter, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
         let [low_q, low_k, low_v, ..] = &mut a.low;
-        self.q.forward(&mut a.q_raw, &c.attn_in, low_q, Write::Set, adapter);
-        self.k.forward(&mut a.k_raw, &c.attn_in, low_k, Write::Set, adapter);
-        self.v.forward(&mut a.v, &c.attn_in, low_v, Write::Set, adapter);
+        let layers = [(&self.q, &mut a.q_raw, low_q), (&self.k, &mut a.k_raw, low_k), (&self.v, &mut a.v, low_v)];
+        Linear::forward_each(layers, &c.attn_in, adapter);
     }
 
     /// [`project`](Self::project) of a decoding step, which keeps nothing for a pass back.
@@ -189,20 +187,20 @@ impl TextLayer {
         let mlp_wanted = mid_wanted || self.gate.is_trainable() || self.up.is_trainable();
         let d_gated = mlp_wanted.then_some((&mut d.gated, Write::Set));
         let [low, low_more, low_last] = &mut d.low;
-        self.down.backward_input(d_gated, &d.stream, low, adapter);
+        Linear::backward_inputs([(&mut self.down, &d.stream, &a.low[6], &mut *low)], d_gated, adapter);
         if mlp_wanted {
             let again = remade.then_some(&mut c.gated);
             swiglu::backward(&mut d.gate, &mut d.up, again, &d.gated, &a.gate, &a.up);
         } else if remade {
             swiglu::forward(&mut c.gated, &a.gate, &a.up);
         }
-        self.down.backward_weights(&d.stream, &c.gated, &a.low[6], low, adapter);
+        Linear::backward_weights([(&mut self.down, &d.stream, low)], &c.gated, adapter);
         if mlp_wanted {
             let into = mid_wanted.then_some((&mut d.norm, Write::Set));
-            let layers = [(&self.gate, &d.gate, &mut *low), (&self.up, &d.up, &mut *low_more)];
+            let Self { gate, up, .. } = self;
+            let layers = [(&mut *gate, &d.gate, &a.low[4], &mut *low), (&mut *up, &d.up, &a.low[5], &mut *low_more)];
             Linear::backward_inputs(layers, into, adapter);
-            self.gate.backward_weights(&d.gate, &c.mlp_in, &a.low[4], low, adapter);
-            self.up.backward_weights(&d.up, &c.mlp_in, &a.low[5], low_more, adapter);
+            Linear::backward_weights([(gate, &d.gate, low), (up, &d.up, low_more)], &c.mlp_in, adapter);
         }
         if mid_wanted {
             rms_norm::backward(
@@ -248,12 +246,15 @@ impl TextLayer {
         let weights = [self.q_norm.grad.as_mut(), self.k_norm.grad.as_mut()];
         head_norm::backward(&mut d.q_raw, &mut d.k_raw, weights, &mut d.q, &mut d.k, &a.q_raw, &a.k_raw, &norm);
         let into = through || self.input_norm.is_trainable();
-        let layers =
-            [(&self.q, &d.q_raw, &mut *low), (&self.k, &d.k_raw, &mut *low_more), (&self.v, &d.v, &mut *low_last)];
+        let Self { q, k, v, .. } = self;
+        let layers = [
+            (&mut *q, &d.q_raw, &a.low[0], &mut *low),
+            (&mut *k, &d.k_raw, &a.low[1], &mut *low_more),
+            (&mut *v, &d.v, &a.low[2], &mut *low_last),
+        ];
         Linear::backward_inputs(layers, into.then_some((&mut d.norm, Write::Set)), adapter);
-        self.q.backward_weights(&d.q_raw, &c.attn_in, &a.low[0], low, adapter);
-        self.k.backward_weights(&d.k_raw, &c.attn_in, &a.low[1], low_more, adapter);
-        self.v.backward_weights(&d.v, &c.attn_in, &a.low[2], low_last, adapter);
+        let layers = [(q, &d.q_raw, &*low), (k, &d.k_raw, low_more), (v, &d.v, low_last)];
+        Linear::backward_weights(layers, &c.attn_in, adapter);
         if into {
             rms_norm::backward(
                 &mut d.stream,
@@ -338,8 +339,8 @@ impl TextDecoder {
             true => acts.reserve(self.layers.len(), acts.chosen.unwrap_or(Recompute::usual(device))),
             false => acts.reserve(1, Recompute::Nothing),
         }
-        if !input.prepared {
-            acts.turn(device, input.positions);
+        if let Some(positions) = input.positions {
+            acts.turn(device, positions);
         }
         // Also where layers run again, so that they do the same then.
         let halves = if keep { Halves::Kept } else { Halves::Dropped };

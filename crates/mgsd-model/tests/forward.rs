@@ -171,6 +171,41 @@ fn a_generator_gives_the_same_answers_again_after_its_rows_became_few() {
     });
 }
 
+#[test]
+fn answers_that_end_or_are_withdrawn_leave_the_others_as_they_are() {
+    each_case(|case, model, _, rows| {
+        let prompt = |i: usize| rows.prompts[i % rows.prompts.len()].clone();
+        let mut requests: Vec<Request> =
+            (0..7).map(|i| request(prompt(i), Sampling::policy(i as u64), 8 + 3 * (i % 4))).collect();
+        let mut generator = Generator::new(&model.config, 1);
+        let alone = generator.generate(model, &requests, Adapter::On, &mut |_| {}).expect(case);
+        let mut expected: Vec<Vec<u32>> = alone.into_iter().map(|answer| answer.ids).collect();
+        for (i, (request, ids)) in requests.iter_mut().zip(&mut expected).enumerate() {
+            if i % 2 == 1 {
+                request.stop = vec![ids[2 + i]];
+                let end = ids.iter().position(|id| *id == request.stop[0]).expect("it is there");
+                ids.truncate(end + 1);
+            }
+        }
+        let mut generator = Generator::new(&model.config, 3);
+        generator.make_room(requests.iter().map(|r| r.prompt.ids.len() + r.max_new_tokens).max().unwrap_or(0));
+        let numbers: Vec<usize> = requests.iter().map(|r| generator.submit(r.clone()).expect(case)).collect();
+        // Two that would go on for longer.
+        let withdrawn = [(0, 3), (2, 5)];
+        let mut found = vec![Vec::new(); requests.len()];
+        while !generator.is_idle() {
+            generator.step(model, Adapter::On, &mut |event| found[event.request].push(event.token)).expect(case);
+            for (index, after) in withdrawn {
+                if found[index].len() == after {
+                    generator.cancel(numbers[index]);
+                }
+            }
+        }
+        withdrawn.iter().for_each(|&(index, after)| expected[index].truncate(after));
+        assert_eq!(found, expected, "{case}");
+    });
+}
+
 fn request(prompt: mgsd_model::processor::Prompt, sampling: Sampling, max_new_tokens: usize) -> Request {
     Request { prompt: Arc::new(prompt), sampling, max_new_tokens, stop: Vec::new() }
 }

@@ -10,8 +10,9 @@ use cudarc::nvrtc::sys as nvrtc;
 
 use super::{Cuda, Tiles, check};
 
-/// What all sources begin with, and those of attention.
+/// What all sources begin with, and those of attention; the second is for whoever uses tensor cores as a warp does.
 const COMMON: &str = include_str!("kernels/common.cuh");
+const TENSOR_CORES: &str = include_str!("kernels/tensor_cores.cuh");
 const ATTENTION: &str = include_str!("kernels/attention.cuh");
 const HEAD_NORM: &str = include_str!("kernels/head_norm.cuh");
 const HOPPER: &str = include_str!("kernels/attention_hopper.cuh");
@@ -48,6 +49,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("rows", include_str!("kernels/rows.cu")),
     ("sample", include_str!("kernels/sample.cu")),
     ("swiglu", include_str!("kernels/swiglu.cu")),
+    ("thin", include_str!("kernels/thin.cu")),
 ];
 
 /// What the kernel of products of few rows is compiled for.
@@ -57,8 +59,11 @@ pub(crate) const FEW: [&str; 10] =
 /// What the kernel of large products is compiled for.
 pub(crate) const LARGE: [&str; 7] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "LOWS", "STEPS"];
 
+/// What the kernel of adapters' thin products is compiled for.
+pub(crate) const THIN: [&str; 5] = ["SETS", "RANK", "ALONG", "DOWN", "TURNED"];
+
 /// The operations whose sources see sizes, and the names of those.
-const SIZED: [(&str, &[&str]); 2] = [("few", &FEW), ("product", &LARGE)];
+const SIZED: [(&str, &[&str]); 3] = [("few", &FEW), ("product", &LARGE), ("thin", &THIN)];
 
 const MOST_SIZES: usize = FEW.len();
 
@@ -328,19 +333,20 @@ impl Cuda {
     fn image(&self, operation: &'static str, variant: Variant) -> Vec<u8> {
         let found = SOURCES.iter().find(|(name, _)| *name == operation);
         let (_, body) = found.unwrap_or_else(|| panic!("CUDA: no kernels for {operation}"));
-        let begin =
-            if operation.starts_with("attention") || operation == "head_norm_rope" { ATTENTION } else { COMMON };
+        let attends = operation.starts_with("attention") || operation == "head_norm_rope";
+        let begin: &[&str] = if attends { &[TENSOR_CORES, ATTENTION] } else { &[COMMON] };
         let more: &[&str] = match operation {
             "few" => &[OVERLAP, CLUSTER, COPY_ENGINE, FEW_ROWS],
             "product" => &[CLUSTER, COPY_ENGINE, LARGE_PRODUCT],
             "sample" => &[OVERLAP, CLUSTER],
+            "thin" => &[TENSOR_CORES],
             "attention_decode" => &[OVERLAP, HEAD_NORM],
             "head_norm_rope" => &[HEAD_NORM],
             _ if operation.ends_with("hopper") => &[HOPPER],
             _ => &[],
         };
-        let more = more.join("\n");
-        let source = format!("{begin}\n{more}\n#line 1 \"{operation}.cu\"\n{body}");
+        let front = [begin, more].concat().join("\n");
+        let source = format!("{front}\n#line 1 \"{operation}.cu\"\n{body}");
         let options = self.options(operation, variant);
         let mut version = (0, 0);
         // SAFETY: both places outlive the call.

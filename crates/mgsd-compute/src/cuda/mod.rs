@@ -27,7 +27,7 @@ mod tiles;
 pub(crate) use buffer::Buffer;
 pub(crate) use clusters::LARGEST as LARGEST_CLUSTER;
 pub use graph::Graph;
-pub(crate) use kernels::{Arg, FEW, Kernel, LARGE, Variant, sizes};
+pub(crate) use kernels::{Arg, FEW, Kernel, LARGE, THIN, Variant, sizes};
 pub(crate) use nccl::Communicator;
 pub(crate) use page_locked::PageLocked;
 pub(crate) use product::own;

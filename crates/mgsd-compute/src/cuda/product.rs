@@ -40,7 +40,7 @@ pub(crate) struct Operand {
     pub transposed: bool,
 }
 
-/// `D [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C`, all but the numbers and pointers.
+/// `D [m, n] = alpha op(A) [m, k] op(B) [k, n] + beta C + bias [m]`, all but the numbers and pointers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Product {
     pub m: usize,
@@ -52,6 +52,8 @@ pub(crate) struct Product {
     pub out: Operand,
     /// Whether `C` is read.
     pub adds: bool,
+    /// Whether a vector is added to every column; it is of the type of `D`.
+    pub bias: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -118,8 +120,8 @@ impl Planner {
         }
     }
 
-    /// How a product is computed; `tuner`: something to try it with.
-    fn plan(&mut self, product: Product, tuner: Option<&Tuner>) -> Plan {
+    /// How a product is computed; `bias` and `tuner`: something to try it with.
+    fn plan(&mut self, product: Product, bias: u64, tuner: Option<&Tuner>) -> Plan {
         if let Some(plan) = self.plans.get(&product) {
             return *plan;
         }
@@ -136,6 +138,10 @@ impl Planner {
         // CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, a.transposed as i32);
         set(description, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, b.transposed as i32);
+        if product.bias {
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS);
+            set(description, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        }
         let (a, b, out) = (layout(a, m, k), layout(b, k, n), layout(out, m, n));
         let candidates = self.candidates(product, description, [a, b, out]);
         let mut plan = Plan { description, a, b, out, algorithm: candidates[0] };
@@ -246,8 +252,8 @@ impl Plan {
 }
 
 impl Cuda {
-    /// `D = alpha op(A) op(B) + C` (`C` only if the product adds), by pointers to the first numbers.
-    pub(crate) fn product(&'static self, product: Product, alpha: f32, a: u64, b: u64, c: u64, d: u64) {
+    /// `D = alpha op(A) op(B) + C + bias` (`C` and `bias` only if the product has them), by pointers to the first numbers.
+    pub(crate) fn product(&'static self, product: Product, alpha: f32, [a, b, c, d]: [u64; 4], bias: u64) {
         if product.m == 0 || product.n == 0 {
             return;
         }
@@ -255,13 +261,16 @@ impl Cuda {
         let mut planner = self.product.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let side = self.branch.load(Ordering::Relaxed) > 0;
         let tuner = Tuner { gpu: self, alpha, a, b };
-        let plan = planner.plan(product, (!side && !self.is_recording()).then_some(&tuner));
+        let plan = planner.plan(product, bias, (!side && !self.is_recording()).then_some(&tuner));
         if planner.workspaces.is_empty() {
             planner.workspaces = self.streams.iter().map(|_| Buffer::empty(self)).collect();
         }
         let workspace = &mut planner.workspaces[self.branch.load(Ordering::Relaxed)];
         workspace.reserve(WORKSPACE);
         let workspace = workspace.pointer();
+        if product.bias {
+            set(plan.description, lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+        }
         let beta: f32 = if product.adds { 1.0 } else { 0.0 };
         // SAFETY: the layouts describe the memory behind the pointers; that is the caller's promise.
         let status = unsafe { planner.start_product(&plan, alpha, beta, [a, b, c, d], workspace, self.stream()) };

@@ -6,6 +6,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub mod few;
 pub mod layer;
+pub mod thin;
 
 /// A low-rank adapter beside a weight: `scale * (x aᵀ) bᵀ`.
 #[derive(Clone, Copy)]

@@ -235,38 +235,62 @@ fn next_tokens() {
             (0.7, 5.0, 0.8, 0.0),
             (1.3, 0.0, 1.0, 0.05),
         ];
-        let choices: Vec<Choice> = (0..25)
-            .map(|row| {
-                let (temperature, top_k, top_p, min_p) = settings[row % settings.len()];
-                Choice { temperature, top_k, top_p, min_p, uniform: n.uniform(), unused: 0.0 }
-            })
-            .collect();
         let logits = n.tensor(25, vocab, spread);
-        let answer = Answer::new(gpu, choices.len());
-        sample::sample(&answer, &logits.to_device(device, Dtype::F32), &choices);
-        answer.expect();
-        let (tokens, log_probs) = answer.read();
-        let mut near_an_edge = 0;
-        for (row, choice) in choices.iter().enumerate() {
-            let logits = &logits.as_slice()[row * vocab..][..vocab];
-            let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let expected = match choice.temperature {
-                0.0 => logits.iter().position(|x| *x == highest).unwrap_or(0),
-                _ => {
-                    let (token, inside) = chosen(logits, choice);
-                    // Sums of 32-bit floats may put an edge a little elsewhere.
-                    if inside < 1e-5 {
-                        near_an_edge += 1;
-                        continue;
-                    }
-                    token
-                }
+        let there = logits.to_device(device, Dtype::F32);
+        // Two answers under way, and the tokens as what goes in next.
+        let (mut answer, next) = (Answer::new(gpu, 25), vec![0; 25]);
+        let mut ask = |answer: &mut Answer| {
+            let place = answer.place();
+            let choice = |row: usize| {
+                let (temperature, top_k, top_p, min_p) = settings[row % settings.len()];
+                Choice { temperature, top_k, top_p, min_p, uniform: n.uniform(), place }
             };
-            assert_eq!(tokens[row] as usize, expected, "row {row} of {vocab}: {choice:?}");
-            let sum: f64 = logits.iter().map(|x| f64::from(x - highest).exp()).sum();
-            let log_prob = f64::from(logits[expected] - highest) - sum.ln();
-            assert!((f64::from(log_probs[row]) - log_prob).abs() < 1e-4, "row {row} of {vocab}: {log_prob}");
+            let choices: Vec<Choice> = (0..25).map(choice).collect();
+            sample::sample(answer, &there, &choices, Some(&next));
+            answer.expect();
+            choices
+        };
+        let asked = [ask(&mut answer), ask(&mut answer)];
+        for choices in &asked {
+            check_tokens(&logits, choices, answer.read());
         }
-        assert!(near_an_edge < 20, "{near_an_edge} of 20 rows of {vocab} tell nothing");
+        let numbers = Tensor::from_vec(vocab, 8, (0..vocab).flat_map(|id| [id as f32; 8]).collect());
+        let (numbers, mut found) = (numbers.to_device(device, Dtype::F32), Tensor::empty());
+        embedding::forward(&mut found, &next, &numbers);
+        let again: Vec<Choice> = asked[1].iter().map(|choice| Choice { place: answer.place(), ..*choice }).collect();
+        sample::sample(&answer, &there, &again, None);
+        answer.expect();
+        let chosen: Vec<f32> = answer.read().0.iter().map(|token| *token as f32).collect();
+        assert_eq!(found.to_vec().iter().copied().step_by(8).collect::<Vec<_>>(), chosen);
+        gpu.changed(&next);
+        embedding::forward(&mut found, &next, &numbers);
+        assert!(found.to_vec().iter().all(|number| *number == 0.0), "a changed list was not sent again");
     }
+}
+
+/// Whether `tokens` and `log_probs` are those that `choices` mean.
+fn check_tokens(logits: &Tensor, choices: &[Choice], (tokens, log_probs): (&[u32], &[f32])) {
+    let vocab = logits.cols();
+    let mut near_an_edge = 0;
+    for (row, choice) in choices.iter().enumerate() {
+        let logits = &logits.as_slice()[row * vocab..][..vocab];
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let expected = match choice.temperature {
+            0.0 => logits.iter().position(|x| *x == highest).unwrap_or(0),
+            _ => {
+                let (token, inside) = chosen(logits, choice);
+                // Sums of 32-bit floats may put an edge a little elsewhere.
+                if inside < 1e-5 {
+                    near_an_edge += 1;
+                    continue;
+                }
+                token
+            }
+        };
+        assert_eq!(tokens[row] as usize, expected, "row {row} of {vocab}: {choice:?}");
+        let sum: f64 = logits.iter().map(|x| f64::from(x - highest).exp()).sum();
+        let log_prob = f64::from(logits[expected] - highest) - sum.ln();
+        assert!((f64::from(log_probs[row]) - log_prob).abs() < 1e-4, "row {row} of {vocab}: {log_prob}");
+    }
+    assert!(near_an_edge < 20, "{near_an_edge} of 20 rows of {vocab} tell nothing");
 }

@@ -129,6 +129,8 @@ pub(crate) struct TextActivations {
     pub(super) picks: Vec<(usize, usize)>,
     pub cos: Tensor,
     pub sin: Tensor,
+    /// Cosines and sines of the first positions, where steps of new tokens look theirs up.
+    early: [Tensor; 2],
     /// Input of each layer, then the last layer's output.
     pub(super) streams: Vec<Tensor>,
     pub(super) layers: Vec<LayerActivations>,
@@ -153,6 +155,7 @@ impl TextActivations {
             picks: text_picks(config.head_dim, config.mrope_section),
             cos: Tensor::empty(),
             sin: Tensor::empty(),
+            early: [Tensor::empty(), Tensor::empty()],
             streams: Vec::new(),
             layers: Vec::new(),
             cheap: Vec::new(),
@@ -169,6 +172,21 @@ impl TextActivations {
     /// Fills the rotary tables for `positions`.
     pub fn turn(&mut self, device: Device, positions: &[[u32; 3]]) {
         self.table.fill(device, &mut self.cos, &mut self.sin, positions, &self.picks);
+    }
+
+    /// Makes the tables that [`turn_early`](Self::turn_early) needs for positions below `positions`.
+    pub fn reserve_early(&mut self, device: Device, positions: usize) {
+        let [cos, sin] = &mut self.early;
+        if cos.rows() < positions || cos.device().is_cpu() != device.is_cpu() {
+            self.table.first(device, cos, sin, positions);
+        }
+    }
+
+    /// Fills the rotary tables for tokens that stand at the same position on all axes, without the host.
+    pub fn turn_early(&mut self, positions: &[u32]) {
+        let [cos, sin] = &self.early;
+        rows::gather(&mut self.cos, cos, positions);
+        rows::gather(&mut self.sin, sin, positions);
     }
 
     /// Makes room for the kept activations of `layers` layers (1: nothing is kept).

@@ -26,8 +26,7 @@ pub fn arrays(path: PathBuf) -> Arrays {
 
 /// Where the network runs: `MGSD_TEST_DEVICE`, the CPU without it.
 pub fn device() -> Device {
-    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"))
+    Device::of_tests()
 }
 
 pub fn model(root: &Path, name: &str) -> Qwen3Vl {

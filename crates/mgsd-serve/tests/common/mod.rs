@@ -32,9 +32,7 @@ pub fn options() -> Options {
 
 /// The embedded model on `MGSD_TEST_DEVICE`, on the CPU without it.
 pub fn load() -> mgsd_model::error::Result<Qwen3Vl> {
-    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    let device = Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"));
-    Qwen3Vl::for_inference(&nano(), None, device)
+    Qwen3Vl::for_inference(&nano(), None, Device::of_tests())
 }
 
 /// Starts a server; the teacher is the same model.

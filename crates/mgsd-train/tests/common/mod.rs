@@ -33,8 +33,7 @@ tensorboard = false
 
 /// `MGSD_TEST_DEVICE`, the CPU without it.
 pub fn device() -> Device {
-    let name = std::env::var("MGSD_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    Device::parse(&name).unwrap_or_else(|error| panic!("MGSD_TEST_DEVICE: {error}"))
+    Device::of_tests()
 }
 
 /// A recipe for `kind`, six steps long, with `changes`.

@@ -1,4 +1,4 @@
-// What the attention kernels share. Put in front of each of them before it is compiled; no other header is needed.
+// What the attention kernels share. Put in front of each of them, after tensor_cores.cuh, before it is compiled.
 //
 // Set when compiling:
 //   HEAD_DIM  numbers in a head, a multiple of 8
@@ -23,8 +23,6 @@
 #define LN_2 0.6931471805599453f
 #define INFINITE __int_as_float(0x7f800000)
 
-typedef unsigned int u32;
-
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -42,28 +40,6 @@ typedef unsigned short number;
 #define ROW (WIDE + 8)
 #define PIECES (HEAD_DIM / 8)
 #define STEPS (WIDE / 16)
-
-// Two numbers in one register, the first in the lower half.
-__device__ __forceinline__ u32 pack(float first, float second) {
-    u32 both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-    return both;
-}
-
-__device__ __forceinline__ float first_of(u32 both) { return __uint_as_float(both << 16); }
-__device__ __forceinline__ float second_of(u32 both) { return __uint_as_float(both & 0xffff0000u); }
-
-__device__ __forceinline__ u32 shared_address(const void *at) { return (u32)__cvta_generic_to_shared(at); }
-
-// Copies 16 bytes to shared memory behind the scenes; writes zeros when not `valid`.
-__device__ __forceinline__ void copy_16(u32 to, const void *from, bool valid) {
-    const int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void copies_done_so_far() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT> __device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
 
 // Rows `0..valid` of `from` into a tile of ROWS rows, zeros after them.
 template <int ROWS, int THREADS>
@@ -88,19 +64,6 @@ template <int THREADS> __device__ __forceinline__ void clear_rest(number *at, in
 #endif
 }
 
-__device__ __forceinline__ void load_matrices(u32 (&r)[4], const number *at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(at))
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrices_turned(u32 (&r)[4], const number *at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(at))
-                 : "memory");
-}
-
 // The left operand, 16 rows by 16 columns of a tile.
 __device__ __forceinline__ void load_left(u32 (&a)[4], const number *tile, int lane) {
     load_matrices(a, tile + (lane & 15) * ROW + (lane >> 4) * 8);
@@ -112,13 +75,6 @@ __device__ __forceinline__ void load_right_by_rows(u32 (&b)[4], const number *ti
 // The same when the result columns are 16 columns of the tile, summed over 16 rows.
 __device__ __forceinline__ void load_right_by_columns(u32 (&b)[4], const number *tile, int lane) {
     load_matrices_turned(b, tile + (lane & 15) * ROW + (lane >> 4) * 8);
-}
-
-// c += a b for 16 x 8 x 16.
-__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 16 columns of results as the left operand of the next product.

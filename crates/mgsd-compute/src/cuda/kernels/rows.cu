@@ -1,6 +1,10 @@
 // Rows by number.
 extern "C" __global__ void gather(T* out, const T* x, const u32* index, int width) {
     i64 row = blockIdx.x, source = index[row];
+    if (width % 8 != 0) {
+        for (int at = threadIdx.x; at < width; at += blockDim.x) out[row * width + at] = x[source * width + at];
+        return;
+    }
     for (int at = threadIdx.x * 8; at < width; at += blockDim.x * 8)
         store8(out + row * width + at, load8(x + source * width + at));
 }

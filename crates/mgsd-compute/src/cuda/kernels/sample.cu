@@ -1,6 +1,7 @@
 // The next token of every row of logits. settings: six numbers a row: temperature (0: the likeliest), top_k (0: off),
-// top_p (1: off), min_p (0: off), a uniform random number in 0..1, unused. tokens[row], log_probs[row]: the token, and the
-// logarithm of its probability under the unchanged logits.
+// top_p (1: off), min_p (0: off), a uniform random number in 0..1, and whether the answer goes to `others` instead of
+// `answers`. There, [row]: the token, and [room + row]: the logarithm of its probability under the unchanged logits. `next`, if
+// it is there, receives the tokens too.
 //
 // `parts` blocks share a row: block p has its columns p * share.. and, if `kept`, brings them into shared memory once.
 // They are a cluster and tell each other maxima and sums, which are joined in the order of the blocks, so that bits
@@ -100,8 +101,9 @@ __device__ __forceinline__ float unordered(u32 key) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(
-    u32* tokens, float* log_probs, const float* logits, const float* settings, int vocab, int parts, int share, int kept) {
-    extern __shared__ float room[];
+    u32* answers, u32* others, u32* next, const float* logits, const float* settings, int room, int vocab, int parts,
+    int share, int kept) {
+    extern __shared__ float own[];
     wait_for_previous();
     const int index = blockIdx.x / parts;
     Row row = {(int)blockIdx.x % parts, parts, 0};
@@ -109,9 +111,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
     const float *whole = logits + (i64)index * vocab, *x = whole + begin;
     if (kept) {
 #pragma unroll 8
-        for (int at = threadIdx.x; at < count; at += THREADS) room[at] = x[at];
+        for (int at = threadIdx.x; at < count; at += THREADS) own[at] = x[at];
         __syncthreads();
-        x = room;
+        x = own;
     }
     const float* set = settings + index * 6;
     const float temperature = set[0], top_k = set[1], top_p = set[2], min_p = set[3], uniform = set[4];
@@ -199,8 +201,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         if (chosen.value > 0.0f) token = chosen.at;
     }
     if (row.part == 0 && threadIdx.x == 0) {
-        tokens[index] = token;
-        log_probs[index] = whole[token] - best.value - logf(mass);
+        u32* answer = (set[5] > 0.0f ? others : answers) + index;
+        if (next) next[index] = token;
+        answer[0] = token;
+        ((float*)answer)[room] = whole[token] - best.value - logf(mass);
     }
     // Nobody leaves while others may read its words.
     if (parts > 1) cluster_sync();

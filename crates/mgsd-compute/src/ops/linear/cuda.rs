@@ -11,7 +11,7 @@ fn transposed(dtype: Dtype, stride: usize) -> Operand {
     Operand { dtype, stride, transposed: true }
 }
 
-/// `out [tokens, outputs] = alpha x wᵀ + base`, by pointers.
+/// `out [tokens, outputs] = alpha x wᵀ + base + bias`, by pointers; `bias` is of the type of `out`.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn project(
     gpu: &'static Cuda,
@@ -20,6 +20,7 @@ pub(crate) fn project(
     (x, x_dtype): (u64, Dtype),
     tokens: usize,
     weight: &Tensor,
+    bias: Option<&Tensor>,
     alpha: f32,
 ) {
     let (inputs, outputs) = (weight.cols(), weight.rows());
@@ -31,8 +32,10 @@ pub(crate) fn project(
         b: plain(x_dtype, inputs),
         out: plain(out_dtype, outputs),
         adds: base.is_some(),
+        bias: bias.is_some(),
     };
-    gpu.product(product, alpha, weight.pointer(), x, base.unwrap_or(out), out);
+    let bias = bias.map_or(0, Tensor::pointer);
+    gpu.product(product, alpha, [weight.pointer(), x, base.unwrap_or(out), out], bias);
 }
 
 /// `dx [tokens, inputs] = alpha dy w (+ dx)`, by pointers.
@@ -54,8 +57,9 @@ pub(crate) fn unproject(
         b: plain(dy_dtype, outputs),
         out: plain(dx_dtype, inputs),
         adds: write == Write::Add,
+        bias: false,
     };
-    gpu.product(product, alpha, weight.pointer(), dy, dx, dx);
+    gpu.product(product, alpha, [weight.pointer(), dy, dx, dx], 0);
 }
 
 /// `dw [outputs, inputs] += alpha dyᵀ x`, by pointers to `dy` and `x`; `dw` is `F32`.
@@ -77,9 +81,10 @@ pub(crate) fn accumulate(
         out: plain(Dtype::F32, inputs),
         // A gradient that was just set to zero is written instead of added to.
         adds: !dweight.take_zero(),
+        bias: false,
     };
     let to = dweight.pointer_f32();
-    gpu.product(product, alpha, x, dy, to, to);
+    gpu.product(product, alpha, [x, dy, to, to], 0);
 }
 
 fn at(tensor: &Tensor) -> (u64, Dtype) {
@@ -96,8 +101,7 @@ pub(super) fn forward(
     write: Write,
 ) {
     let base = (write == Write::Add).then(|| out.pointer());
-    project(gpu, at(out), base, at(x), x.rows(), weight, alpha);
-    add_bias(gpu, out, bias);
+    with_bias(gpu, out, base, x, weight, bias, alpha);
 }
 
 pub(super) fn forward_onto(
@@ -108,12 +112,22 @@ pub(super) fn forward_onto(
     weight: &Tensor,
     bias: Option<&Tensor>,
 ) {
-    project(gpu, at(out), Some(base.pointer()), at(x), x.rows(), weight, 1.0);
-    add_bias(gpu, out, bias);
+    with_bias(gpu, out, Some(base.pointer()), x, weight, bias, 1.0);
 }
 
-fn add_bias(gpu: &'static Cuda, out: &mut Tensor, bias: Option<&Tensor>) {
-    let Some(bias) = bias else { return };
+/// The product with the bias in its kernel where both are of one type that this is fast for, else in a pass of its own.
+fn with_bias(
+    gpu: &'static Cuda,
+    out: &mut Tensor,
+    base: Option<u64>,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    alpha: f32,
+) {
+    let inside = bias.filter(|bias| [out.dtype(), bias.dtype()] == [Dtype::Bf16; 2]);
+    project(gpu, at(out), base, at(x), x.rows(), weight, inside, alpha);
+    let Some(bias) = bias.filter(|_| inside.is_none()) else { return };
     let args = [out.pointer().into(), bias.pointer_f32().into(), out.rows().into(), out.cols().into()];
     gpu.flat(out.kernel("linear", "add_bias"), out.len(), 8, &args);
 }

@@ -5,7 +5,7 @@
 //! are the operations that the formulas name, one after another.
 
 use super::few::check_layers;
-use super::{Layer, LowRank, backward_input as unproject, forward as project, forward_onto};
+use super::{Layer, LowRank, backward_input as unproject, forward as project, forward_onto, thin};
 use crate::cuda::own::{Form, Own, Term, Weights};
 use crate::ops::swiglu;
 use crate::{Dtype, Tensor, Write, check};
@@ -41,13 +41,27 @@ impl From<Write> for Onto<'_> {
 
 /// `out = onto + layer(x)`. `low` receives the adapter's `scale * x aᵀ`, `[tokens, rank]`, which its pass back wants.
 pub fn forward(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, low: &mut Tensor) {
+    check_layers("layer::forward", x, None, &[layer]);
+    let [end] = begin([low], x, &[layer]);
+    finish(out, onto, x, layer, end);
+}
+
+/// [`forward`] of layers that share their input, onto nothing.
+pub fn forward_each<const N: usize>(outs: [&mut Tensor; N], x: &Tensor, layers: [Layer; N], lows: [&mut Tensor; N]) {
+    check_layers("layer::forward_each", x, None, &layers);
+    let ends = begin(lows, x, &layers);
+    for ((out, layer), end) in outs.into_iter().zip(layers).zip(ends) {
+        finish(out, Onto::Nothing, x, layer, end);
+    }
+}
+
+/// What is left of [`forward`] when the adapter's first half is there.
+fn finish(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, adapter: Option<(&Tensor, &Tensor)>) {
     let op = "layer::forward";
-    check_layers(op, x, None, &[layer]);
     let (tokens, outputs) = (x.rows(), layer.weight.rows());
     if let Onto::Other(base) = onto {
         check::shape(op, "base", base, tokens, outputs);
     }
-    let adapter = begin(low, x, layer.adapter);
     let terms = [Term { x, weight: layer.weight, low: adapter }];
     let form = if matches!(onto, Onto::Nothing) { Form::Sum } else { Form::SumOnto };
     let alike = |tensor: &Tensor| tensor.dtype() == Dtype::Bf16;
@@ -95,8 +109,8 @@ pub fn gate_up(
     let op = "layer::gate_up";
     check::same(op, "weight of up", up.weight, "weight of gate", gate.weight);
     check_layers(op, x, None, &[gate, up]);
-    let ([low_gate, low_up], [g, u]) = (lows, halves);
-    let ends = [begin(low_gate, x, gate.adapter), begin(low_up, x, up.adapter)];
+    let [g, u] = halves;
+    let ends = begin(lows, x, &[gate, up]);
     let terms = [Term { x, weight: gate.weight, low: ends[0] }, Term { x, weight: up.weight, low: ends[1] }];
     let form = if wanted == Halves::Kept { Form::GatedAndHalves } else { Form::Gated };
     // Where halves are kept and there are no adapters, too little is saved to be seen in a training step.
@@ -182,9 +196,17 @@ pub fn backward_input(dx: &mut Tensor, layers: &[Above], write: Write) {
     }
 }
 
-/// Multiplies the first half of an adapter, scaled; gives what is left of it.
-fn begin<'a>(low: &'a mut Tensor, x: &Tensor, adapter: Option<LowRank<'a>>) -> Option<(&'a Tensor, &'a Tensor)> {
-    let LowRank { a, b, scale } = adapter?;
-    project(low, x, a, None, scale, Write::Set);
-    Some((low, b))
+/// Multiplies the first halves of adapters, scaled; gives what is left of them.
+fn begin<'a, const N: usize>(
+    mut lows: [&'a mut Tensor; N],
+    x: &Tensor,
+    layers: &[Layer<'a>; N],
+) -> [Option<(&'a Tensor, &'a Tensor)>; N] {
+    let parts = lows.iter_mut().zip(layers);
+    let mut parts: Vec<_> = parts.filter_map(|(low, layer)| Some((&mut **low, layer.adapter?))).collect();
+    if !parts.is_empty() {
+        thin::begin(&mut parts, x);
+    }
+    let mut ends = lows.into_iter().zip(layers).map(|(low, layer)| Some((&*low, layer.adapter?.b)));
+    std::array::from_fn(|_| ends.next().flatten())
 }

@@ -21,7 +21,7 @@ pub(super) fn logits(gpu: &'static Cuda, out: &mut Tensor, hidden: &Tensor, head
     check::shape("loss::logits", "head", head, head.rows(), hidden.cols());
     out.place_on(Device::Cuda(gpu), Dtype::F32, hidden.rows(), head.rows());
     let (to, from) = ((out.pointer(), Dtype::F32), (hidden.pointer(), hidden.dtype()));
-    project(gpu, to, None, from, hidden.rows(), head, 1.0);
+    project(gpu, to, None, from, hidden.rows(), head, None, 1.0);
 }
 
 /// Where the rows of a matrix begin.
@@ -71,9 +71,9 @@ pub(super) fn run(
     };
     for first in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - first);
-        project(gpu, (ours, Dtype::F32), None, rows_at(hidden, first), count, head, 1.0);
+        project(gpu, (ours, Dtype::F32), None, rows_at(hidden, first), count, head, None, 1.0);
         if let Some((hidden, head)) = other {
-            project(gpu, (theirs, Dtype::F32), None, rows_at(hidden, first), count, head, 1.0);
+            project(gpu, (theirs, Dtype::F32), None, rows_at(hidden, first), count, head, None, 1.0);
         }
         let (name, args): (_, Vec<Arg>) =
             arguments(&loss, [slopes, ours, theirs, out, teachers, targets, weights], lists);
