@@ -3,8 +3,9 @@
     python docs/measure_gpu.py --mgsd target/release/mgsd --peers PEERS [--rounds 2] [--seconds 540] [--parts stack,logp,...]
 
 PEERS is the folder with torch_stack.py and torch_qwen3vl.py; the distillation step of PyTorch lies beside this file. A round
-of a part begins only if it would end within --seconds, judged by the round before. Prints every figure as it comes and the
-table as Markdown last, medians over the rounds. Needs, for the peers: pip install torch transformers peft
+of a part begins only if it would end within --seconds, judged by the round before, and a program that is still running then
+is stopped; what it has printed counts. Prints every figure as it comes and the table as Markdown last, medians over the
+rounds. Needs, for the peers: pip install torch transformers peft
 """
 
 import argparse
@@ -12,6 +13,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,6 +61,23 @@ def commands(args, part):
     return {"ours": [args.mgsd, "bench", "gpu", "--what", part], "PyTorch": [sys.executable, *peer]}
 
 
+def run(command, seconds):
+    """What a program prints, and how it failed, if it did."""
+    if seconds <= 0:
+        return "", "was not begun: no time"
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as complaints:
+        try:
+            code = subprocess.run(command, stdout=printed, stderr=complaints, timeout=seconds).returncode
+            problem = f"ended with {code}" if code != 0 else ""
+        except subprocess.TimeoutExpired:
+            problem = f"was stopped after {seconds:.0f} s"
+        printed.seek(0)
+        complaints.seek(0)
+        if problem and (said := complaints.read()[-800:].strip()):
+            problem += f":\n{said}"
+        return printed.read(), problem
+
+
 def measure(args, started):
     """Part -> who -> figure -> its values, and units."""
     values, units, costs = {}, {}, {}
@@ -69,11 +88,12 @@ def measure(args, started):
                 print(f"[{begun - started:.0f} s] no time for round {round_number} of {part}", flush=True)
                 continue
             for who, command in commands(args, part).items():
-                print(f"[{time.monotonic() - started:.0f} s] {part}, {who}", flush=True)
-                run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-                got = figures(run.stdout)
-                if run.returncode != 0 or not got:
-                    print(f"{' '.join(map(str, command))} ended with {run.returncode}:\n{run.stderr[-800:]}", flush=True)
+                now = time.monotonic() - started
+                print(f"[{now:.0f} s] {part}, {who}", flush=True)
+                printed, problem = run([str(word) for word in command], args.seconds - now)
+                got = figures(printed)
+                if problem or not got:
+                    print(f"{' '.join(map(str, command))} {problem or 'printed no figure'}", flush=True)
                 for name, (value, unit) in got.items():
                     print(f"  {name} {value:g} {unit}", flush=True)
                     values.setdefault(name, []).append(value)

@@ -102,6 +102,9 @@ fn message_from_json(index: usize, message: &serde_json::Value, base: &Path) -> 
                 let url = url.into_iter().find_map(serde_json::Value::as_str);
                 match (kind, part["text"].as_str(), url) {
                     ("text", Some(text), _) => Ok(Part::Text(text.into())),
+                    ("image_url" | "image", _, Some("")) => {
+                        Err(wrong("the address of a picture is empty; expected a path or a data URL".into()))
+                    }
                     ("image_url" | "image", _, Some(url)) => Ok(Part::Image(ImageSource::from_url(url, base)?)),
                     _ => Err(wrong(format!(
                         "a part of type {}; expected {{\"type\": \"text\", \"text\": ...}} or \

@@ -63,17 +63,15 @@ impl Linear {
         }
     }
 
-    /// [`forward`](Self::forward) of layers that share their input, each with its result and its `low`.
-    pub fn forward_each<const N: usize>(layers: [(&Self, &mut Tensor, &mut Tensor); N], x: &Tensor, adapter: Adapter) {
-        let of = std::array::from_fn(|index| layers[index].0.layer(adapter));
-        let mut lows = Vec::with_capacity(N);
-        let outs = layers.map(|(_, out, low)| {
-            lows.push(low);
-            out
-        });
-        let mut lows = lows.into_iter();
-        let lows = [(); N].map(|()| lows.next().unwrap_or_else(|| unreachable!("one for each layer")));
-        layer::forward_each(outs, x, of, lows);
+    /// [`forward`](Self::forward) of layers that share their input.
+    pub fn forward_each<const N: usize>(
+        layers: [&Self; N],
+        outs: [&mut Tensor; N],
+        x: &Tensor,
+        lows: [&mut Tensor; N],
+        adapter: Adapter,
+    ) {
+        layer::forward_each(outs, x, layers.map(|layer| layer.layer(adapter)), lows);
     }
 
     /// Adds to the gradients of what is trained here; `dx: None` when nothing below wants a gradient. `low` is what

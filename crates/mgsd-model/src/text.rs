@@ -101,8 +101,8 @@ impl TextLayer {
         let Common { eps, adapter, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
         let [low_q, low_k, low_v, ..] = &mut a.low;
-        let layers = [(&self.q, &mut a.q_raw, low_q), (&self.k, &mut a.k_raw, low_k), (&self.v, &mut a.v, low_v)];
-        Linear::forward_each(layers, &c.attn_in, adapter);
+        let (layers, lows) = ([&self.q, &self.k, &self.v], [low_q, low_k, low_v]);
+        Linear::forward_each(layers, [&mut a.q_raw, &mut a.k_raw, &mut a.v], &c.attn_in, lows, adapter);
     }
 
     /// [`project`](Self::project) of a decoding step, which keeps nothing for a pass back.

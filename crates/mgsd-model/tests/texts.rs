@@ -324,6 +324,7 @@ fn openai_messages_are_read_and_wrong_ones_refused_with_their_number() {
         r#"[{"content": "x"}]"#,
         r#"[{"role": "user", "content": 5}]"#,
         r#"[{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}]"#,
+        r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]"#,
     ] {
         let error = Message::list_from_json(&serde_json::from_str(wrong).unwrap(), &base).unwrap_err().to_string();
         assert!(error.contains("expected"), "{error}");
