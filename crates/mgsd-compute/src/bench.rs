@@ -124,7 +124,11 @@ pub fn attentions() -> Vec<Figure> {
         }));
     }
     let (rows, length, heads, kv_heads, dim) = (16, 160, 8, 4, 32);
-    let cache = KvCache::new(rows, 256, kv_heads, dim);
+    let mut cache = KvCache::new(rows, 256, kv_heads, dim);
+    let (slot_of, place_of): (Vec<u32>, Vec<u32>) =
+        (0..rows as u32).flat_map(|slot| (0..length).map(move |place| (slot, place))).unzip();
+    let k = filled(slot_of.len(), kv_heads * dim);
+    cache.store(&k, &k, &slot_of, &place_of);
     let (q, mut out) = (filled(rows, heads * dim), Tensor::empty());
     let (slots, lengths): (Vec<u32>, Vec<u32>) = (0..rows as u32).map(|i| (i, length)).unzip();
     let call = || attention::decode(&mut out, &q, &cache, &slots, &lengths, heads, 0.2);

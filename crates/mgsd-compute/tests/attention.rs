@@ -135,3 +135,10 @@ fn decoding_token_by_token_equals_the_causal_pass() {
         }
     }
 }
+
+#[test]
+#[should_panic(expected = "nothing was stored in this cache yet")]
+fn a_cache_without_keys_is_not_read() {
+    let cache = KvCache::new(1, 8, 1, 8);
+    attention::decode(&mut Tensor::empty(), &Tensor::zeros(1, 8), &cache, &[0], &[1], 1, 1.0);
+}

@@ -232,6 +232,18 @@ fn json_puts_one_object_on_the_last_line() {
 }
 
 #[test]
+fn everything_that_a_cpu_can_measure_is_measured() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, last) in
+        [("tasks", "score training"), ("compute", "loss.distill Jsd { beta: 0.5 }"), ("cpu", "decode_16")]
+    {
+        let text = ok(folder.path(), &["bench", name, "--repeats", "1"]);
+        let line = text.lines().last().expect("a line");
+        assert!(line.starts_with(last), "bench {name}: {text}");
+    }
+}
+
+#[test]
 fn records_and_rows_are_made_from_boards() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();

@@ -10,8 +10,9 @@ use crate::{Dtype, Tensor, check};
 
 /// Keys and values of many sequences for generation, one slot a sequence, up to `capacity` tokens each.
 ///
-/// Memory is taken when the first keys are stored, on their device. On the CPU both are kept as the matrix kernel wants its right side, per slot and head: keys in panels of positions
-/// (`[capacity / width][head_dim][width]`), values in panels of columns (`[head_dim / width][capacity][width]`).
+/// Memory is taken when the first keys are stored, on their device. On the CPU both are kept as the matrix kernel wants its
+/// right side, per slot and head: keys in panels of positions (`[capacity / width][head_dim][width]`), values in panels of
+/// columns (`[head_dim / width][capacity][width]`).
 pub struct KvCache {
     keys: Tensor,
     values: Tensor,
@@ -108,6 +109,7 @@ pub fn decode(out: &mut Tensor, q: &Tensor, cache: &KvCache, slots: &[u32], leng
         "{op}: {heads} heads must be a multiple of {} key-value heads",
         cache.kv_heads
     );
+    assert!(rows == 0 || !cache.keys.is_empty(), "{op}: nothing was stored in this cache yet");
     if let Some(gpu) = q.gpu() {
         out.place(q, rows, q.cols());
         return cache.cached().decode(gpu, out, q, None, slots, lengths, heads, scale);
