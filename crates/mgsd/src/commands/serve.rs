@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Serve a model: OpenAI-compatible API at /v1, Prometheus at /metrics, and a page to look at boards and plans at /.
 ///
-/// Example: mgsd serve --model runs/demo/student --teacher assets/nano
+/// Example: mgsd serve --model runs/demo/opcd/model --teacher runs/demo/sft/model
 ///
 /// Ctrl-C or SIGTERM: new requests get 503, answers under way go on for --drain seconds; a second signal ends at once.
 #[derive(clap::Args)]
