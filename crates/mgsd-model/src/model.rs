@@ -125,7 +125,7 @@ impl Qwen3Vl {
         let mut used = std::collections::BTreeSet::new();
         let mut model = Self::build(config, &mut |name, shape, _| {
             let (rows, cols) = matrix_shape(shape);
-            // Vectors and the position table are small and are always computed with as 32-bit floats.
+            // Vectors and the position table are small, and on the CPU always computed with as 32-bit floats.
             let mapped = purpose == Purpose::Inference && shape.len() > 1 && !name.ends_with("pos_embed.weight");
             let load_as = if mapped { LoadAs::MappedBf16IfPossible } else { LoadAs::F32 };
             used.insert(name.to_string());
