@@ -34,7 +34,11 @@ picture = {"type": "image_url", "image_url": {"url": "board/Maze/level6/image/00
 json.dump([{"role": "user", "content": [picture, {"type": "text", "text": words}]}], open(f"{folder}/chat.json", "w"))
 PYTHON
 "$MGSD" tasks generate --task maze --levels 6 --count 1 --out "$folder/board"
-[ -e "$folder/model/config.json" ] || "$MGSD" model init --config "$folder/config" --out "$folder/model" --seed 1
-"$MGSD" model trace --model "$folder/model" --chat "$folder/chat.json" --out "$folder/trace.safetensors" \
+model=$folder/$size
+if [ ! -d "$model" ]; then
+    "$MGSD" model init --config "$folder/config" --out "$model.part" --seed 1
+    mv "$model.part" "$model"
+fi
+"$MGSD" model trace --model "$model" --chat "$folder/chat.json" --out "$folder/trace.safetensors" \
     --device "${DEVICE:-cuda}" --generate 16
-python3 "$here/check_cuda.py" "$folder/model" "$folder/trace.safetensors"
+python3 "$here/check_cuda.py" "$model" "$folder/trace.safetensors"

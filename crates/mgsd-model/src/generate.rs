@@ -337,8 +337,7 @@ impl Generator {
             if self.under_way.is_empty() {
                 self.prefill(model, adapter, on_token)?;
             } else {
-                let rows = std::mem::take(&mut self.under_way);
-                self.finish(&rows, on_token);
+                self.finish(false, on_token);
                 advanced = true;
             }
         }
@@ -391,7 +390,6 @@ impl Generator {
     }
 
     fn decode(&mut self, model: &Qwen3Vl, adapter: Adapter, on_token: &mut dyn FnMut(Event)) {
-        let ids = |active: &[Active]| active.iter().map(|active| active.id).collect();
         if self.under_way.is_empty() {
             self.entering.clear();
             self.entering.extend(self.active.iter().map(|active| Token {
@@ -408,27 +406,30 @@ impl Generator {
                 self.active.iter_mut().for_each(|active| active.length += 1);
                 return self.tell(0, on_token);
             }
-            self.under_way = ids(&self.active);
+            self.under_way.extend(self.active.iter().map(|active| active.id));
         }
-        let rows = std::mem::take(&mut self.under_way);
         // A step under way of more rows has some that are not wanted any more: the next one does without them.
         let continues =
             |active: &Active| active.produced + 1 < active.request.max_new_tokens && active.length + 1 < self.capacity;
-        if rows.len() == self.active.len()
+        let mut goes_on = false;
+        if self.under_way.len() == self.active.len()
             && self.active.iter().all(continues)
             && self.decoder.can_step_ahead(model, adapter)
             && let Device::Cuda(gpu) = model.device()
             && let Some((answer, choices)) = self.chooser.ask(model.device(), &mut self.active, &self.decoder)
         {
             self.decoder.step_ahead(gpu, answer, choices);
-            self.under_way = ids(&self.active);
+            goes_on = true;
         }
-        self.finish(&rows, on_token);
+        self.finish(goes_on, on_token);
     }
 
-    /// Waits for the tokens of a step of these requests.
-    fn finish(&mut self, rows: &[usize], on_token: &mut dyn FnMut(Event)) {
-        self.chooser.hear(&mut self.active, rows.iter().copied());
+    /// Waits for the tokens of the step under way; `goes_on`: another of the same rows is under way then.
+    fn finish(&mut self, goes_on: bool, on_token: &mut dyn FnMut(Event)) {
+        self.chooser.hear(&mut self.active, self.under_way.iter().copied());
+        if !goes_on {
+            self.under_way.clear();
+        }
         self.active.iter_mut().for_each(|active| active.length += 1);
         self.tell(0, on_token);
         if self.active.is_empty() {

@@ -90,7 +90,7 @@ pub fn gradients(parts: &mut [(&mut Tensor, &Tensor)], x: &Tensor) {
     }
 }
 
-/// Of every part, the first again where there are fewer than there may be.
+/// Of every part, the last again where there are fewer than there may be.
 fn each<Part, Value>(parts: &mut [Part], mut of: impl FnMut(&mut Part) -> Value) -> [Value; MOST_SETS] {
     let last = parts.len() - 1;
     std::array::from_fn(|set| of(&mut parts[set.min(last)]))
