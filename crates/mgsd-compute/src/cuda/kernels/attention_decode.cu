@@ -122,12 +122,12 @@ __device__ __forceinline__ void join(
 #endif
 
 // A piece of keys or values for one warp; zeros after `valid` rows.
-__device__ __forceinline__ void load_piece(number *to, const number *from, int valid, int lane) {
+__device__ __forceinline__ void load_piece(number *to, const number *from, int valid, int lane, u64 once) {
 #pragma unroll
     for (int i = lane; i < PIECE * PIECES; i += 32) {
         const int row = i / PIECES, piece = i % PIECES;
         const bool inside = row < valid;
-        copy_16(shared_address(to + row * ROW + piece * 8), from + (inside ? row : 0) * HEAD_DIM + piece * 8, inside);
+        copy_16(shared_address(to + row * ROW + piece * 8), from + (inside ? row : 0) * HEAD_DIM + piece * 8, inside, once);
     }
 }
 
@@ -139,11 +139,22 @@ struct Fresh {
     float eps;
 };
 
+// The norms' weights that a thread needs.
+struct Scales {
+    Eight q, k;
+};
+
+__device__ __forceinline__ Scales scales_of(const Fresh &fresh) {
+    const int lane = threadIdx.x % LANES, at = lane * 4;
+    const bool used = lane < USED;
+    return {load_eight(fresh.q_weight, at, used), load_eight(fresh.k_weight, at, used)};
+}
+
 // Norms and turns the queries of a block into `queries` and, where `position` is not negative, the key; that and the value
 // go to `position` of `keys` and `values`.
 __device__ __forceinline__ void norm_heads(
     number *queries, number *keys, number *values, const number *q, const Fresh &fresh, int row, int kv_head, int group,
-    int position
+    int position, const Scales &scales
 ) {
     const int lane = threadIdx.x % LANES, at = lane * 4;
     const bool used = lane < USED;
@@ -157,9 +168,8 @@ __device__ __forceinline__ void norm_heads(
                                     : fresh.v + (long long)row * fresh.v_stride + kv_head * HEAD_DIM;
         number *to = is_q ? queries + head * ROW : (is_k ? keys : values) + (long long)position * HEAD_DIM;
         const Eight x = load_eight(from, at, active);
-        const Eight weight = load_eight(is_q ? fresh.q_weight : fresh.k_weight, at, active && (is_q || is_k));
-        const Eight y = norm_rotate(x, weight, angles, fresh.eps);
-        if (active) store_eight(to, at, is_q || is_k ? y : x);
+        const Eight y = norm_rotate(x, either(is_q, scales.q, scales.k), angles, fresh.eps);
+        if (active) store_eight(to, at, either(is_q || is_k, y, x));
     }
 }
 
@@ -185,12 +195,13 @@ __device__ __forceinline__ void attend(
     q += (long long)row * q_stride + kv_head * group * HEAD_DIM;
 
     const int start = share.start + warp * PIECE;
+    const u64 once = read_once();
     const auto fetch = [&](int round) {
         const int key0 = start + round * CHUNK;
         if (key0 < share.end) {
             number *to = ring + round % STAGES * 2 * PIECE * ROW;
-            load_piece(to, keys + (long long)key0 * HEAD_DIM, share.end - key0, lane);
-            load_piece(to + PIECE * ROW, values + (long long)key0 * HEAD_DIM, share.end - key0, lane);
+            load_piece(to, keys + (long long)key0 * HEAD_DIM, share.end - key0, lane, once);
+            load_piece(to + PIECE * ROW, values + (long long)key0 * HEAD_DIM, share.end - key0, lane, once);
         }
         copies_done_so_far();
     };
@@ -199,9 +210,11 @@ __device__ __forceinline__ void attend(
     if (FRESH) {
         const int old = min(share.end, length - 1);
         while (fetched < STAGES && min(start + fetched * CHUNK + PIECE, share.end) <= old) fetch(fetched++);
+        // Weights, too, are there before.
+        const Scales scales = scales_of(fresh);
         wait_for_previous();
         const bool last = share.end == wanted && share.end > share.start;
-        norm_heads(queries, keys, values, q, fresh, row, kv_head, group, last ? length - 1 : -1);
+        norm_heads(queries, keys, values, q, fresh, row, kv_head, group, last ? length - 1 : -1, scales);
     }
     for (int i = threadIdx.x; i < MOST_HEADS * PIECES; i += THREADS) {
         const int g = i / PIECES, piece = i % PIECES;

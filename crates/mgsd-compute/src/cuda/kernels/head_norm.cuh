@@ -50,6 +50,14 @@ __device__ __forceinline__ void store_eight(number *head, int at, const Eight &x
     store_four(head + at + HALF, x.b);
 }
 
+// Number by number, so that both stay in registers.
+__device__ __forceinline__ Eight either(bool first, const Eight &one, const Eight &other) {
+    Eight x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) x.a[i] = first ? one.a[i] : other.a[i], x.b[i] = first ? one.b[i] : other.b[i];
+    return x;
+}
+
 __device__ __forceinline__ float sum_of_lanes(float x) {
 #pragma unroll
     for (int step = LANES / 2; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);

@@ -1,6 +1,7 @@
 // Matrix products of a warp (`mma.sync`), and what brings their operands into shared memory: compute capability 8.0.
 
 typedef unsigned int u32;
+typedef unsigned long long u64;
 
 // Two numbers in one register, the first in the lower half.
 __device__ __forceinline__ u32 pack(float first, float second) {
@@ -18,6 +19,19 @@ __device__ __forceinline__ u32 shared_address(const void *at) { return (u32)__cv
 __device__ __forceinline__ void copy_16(u32 to, const void *from, bool valid) {
     const int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// For copies of what is read once and need not stay in the second cache.
+__device__ __forceinline__ u64 read_once() {
+    u64 once;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+    return once;
+}
+
+// The same with such a hint.
+__device__ __forceinline__ void copy_16(u32 to, const void *from, bool valid, u64 once) {
+    const int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes), "l"(once)
+                 : "memory");
 }
 __device__ __forceinline__ void copies_done_so_far() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT> __device__ __forceinline__ void wait_copies() {
