@@ -96,7 +96,7 @@ impl RunFolder {
 
     /// Writes the weights of the best measurement to `best/`.
     pub(crate) fn write_best(&self, model: &Qwen3Vl, best: &Best) -> Result<PathBuf> {
-        let path = self.path.join("best");
+        let path = self.best();
         files::write_folder(&path, |folder| {
             self.write_model(model, folder)?;
             let text = serde_json::to_string_pretty(best).map_err(TrainError::other("writing best.json"))?;
@@ -110,6 +110,16 @@ impl RunFolder {
         let path = self.result();
         files::write_folder(&path, |folder| self.write_model(model, folder))?;
         Ok(path)
+    }
+
+    /// Where the weights of the best measurement go.
+    pub(crate) fn best(&self) -> PathBuf {
+        self.path.join("best")
+    }
+
+    /// What a run left here besides checkpoints, its result before its best weights.
+    pub(crate) fn kept(&self) -> Option<PathBuf> {
+        ["model", "adapter", "best"].map(|name| self.path.join(name)).into_iter().find(|path| path.is_dir())
     }
 
     /// Where the result goes.
@@ -131,8 +141,9 @@ impl RunFolder {
 pub(crate) fn read(path: &Path, recipe: &Recipe) -> Result<(State, BTreeMap<String, Array>)> {
     let file = path.join(STATE);
     let text = std::fs::read_to_string(&file).map_err(TrainError::io(&file, "cannot be read"))?;
-    let state: State = serde_json::from_str(&text)
-        .map_err(|error| TrainError::file(&file, format!("not a state of a training run: {error}")))?;
+    let state: State = serde_json::from_str(&text).map_err(|error| {
+        TrainError::file(&file, format!("not a state of a training run: {error}{}", way_back(path)))
+    })?;
     let differing = differing_keys(&state.recipe, recipe);
     if !differing.is_empty() {
         return Err(TrainError::file(
@@ -145,8 +156,19 @@ pub(crate) fn read(path: &Path, recipe: &Recipe) -> Result<(State, BTreeMap<Stri
         ));
     }
     let file = path.join(ARRAYS);
-    let arrays = read_arrays(&file).map_err(TrainError::other(format!("{}", file.display())))?;
+    let arrays = read_arrays(&file).map_err(|error| TrainError::file(&file, format!("{error}{}", way_back(path))))?;
     Ok((state, arrays))
+}
+
+/// What to do about a damaged checkpoint: there may be one before it.
+fn way_back(path: &Path) -> String {
+    let folder = RunFolder { path: path.with_file_name(""), base: String::new(), adapter: None };
+    let mut older = folder.checkpoints();
+    older.truncate(older.iter().position(|(_, other)| other.file_name() == path.file_name()).unwrap_or(0));
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    older.last().map_or_else(String::new, |(_, other)| {
+        format!("; remove the folder {} to go on from {}", path.display(), name(other))
+    })
 }
 
 /// Dotted keys whose values differ and would change the numbers of the run.

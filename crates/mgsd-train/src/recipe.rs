@@ -266,6 +266,28 @@ file = "sft.json"
     }
 
     #[test]
+    fn values_that_would_do_nothing_or_fail_late_are_refused() {
+        let two = format!("{SMALL}[[data.mix]]\nkind = \"plan_text\"\n[data.tasks.maze]\nlevels = [3]\n");
+        assert!(Recipe::parse("r.toml", &two, &[]).is_ok());
+        for (change, key) in [
+            ("opcd.top_k=1", "opcd.top_k"),
+            ("opcd.beta=0", "opcd.beta"),
+            ("opcd.beta=1", "opcd.beta"),
+            ("eval.temperature=-1", "eval.temperature"),
+            ("eval.top_p=0", "eval.top_p"),
+            ("data.mix.0.weight=0.0001", "data.mix.0.weight"),
+            ("data.mix.1.file=boards.json", "data.mix.1.file"),
+            ("data.tasks.maze.difficulty=[]", "data.tasks.maze.difficulty"),
+            ("data.tasks.maze.frozen_probability=0.5", "data.tasks.maze.frozen_probability"),
+            ("data.train=rows.json", "data.train"),
+        ] {
+            assert!(message(&two, &[change]).contains(&format!("`{key}`")), "{change}: {}", message(&two, &[change]));
+        }
+        let adapter = ["model.adapter.rank=8", "model.adapter.alpha=16", "model.random_weights=true"];
+        assert!(message(SMALL, &adapter).contains("`model.random_weights`"));
+    }
+
+    #[test]
     fn every_recipe_of_the_repository_reads() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
         let mut count = 0;

@@ -13,7 +13,7 @@ use mgsd_model::param::Parameter;
 use mgsd_model::reduction::{Owners, Reduction};
 use mgsd_model::weights::Array;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -72,14 +72,19 @@ pub(crate) fn open<'a>(
     let base = model.base_name.clone().unwrap_or_else(|| model.base.to_string_lossy().into_owned());
     let folder = RunFolder { path: model.out.clone(), base, adapter: None };
     let latest = folder.latest();
-    if let (Some(found), false) = (&latest, control.resume) {
-        return Err(TrainError::file(
-            &folder.path,
-            format!(
-                "holds a run already ({}); continue it with --resume, or choose another model.out",
-                found.file_name().unwrap_or_default().to_string_lossy()
-            ),
-        ));
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let problem = match (&latest, folder.kept()) {
+        (Some(found), _) if !control.resume => Some(format!(
+            "holds a run already ({}); continue it with --resume, or choose another model.out",
+            name(found)
+        )),
+        (None, Some(kept)) if !control.resume || kept != folder.best() => {
+            Some(format!("holds a run already ({}), and no checkpoint; choose another model.out", name(&kept)))
+        }
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        return Err(TrainError::file(&folder.path, problem));
     }
     // All have looked before anybody writes.
     control.world.sum([0.0]);

@@ -52,15 +52,26 @@ pub(crate) fn load(recipe: &Recipe, device: Device) -> Result<Student> {
         return Ok(Student { model, adapter: None });
     };
     if let Some(folder) = &adapter.from {
-        let mut config = model
-            .load_adapter(folder)
-            .map_err(TrainError::other(format!("model.adapter.from {}", folder.display())))?;
+        let key = || format!("model.adapter.from {}", folder.display());
+        let mut config = model.load_adapter(folder).map_err(TrainError::other(key()))?;
+        let mut found = Vec::new();
+        model.visit_linears(&mut |layer| found.extend(layer.lora.as_ref().map(|lora| (lora.a.shape[0], lora.scale))));
+        let &(rank, scale) = found.first().unwrap_or(&(config.rank, config.alpha / config.rank as f32));
+        if found.iter().any(|other| *other != (rank, scale)) {
+            return Err(TrainError::other(key())(
+                "its layers have different ranks or scales; one of each can be trained on: merge it into its base with \
+                 `mgsd merge` and begin a new adapter",
+            ));
+        }
         // Written again, the adapter must have the scale it has now, whichever way its folder expressed that.
-        model.visit_linears(&mut |layer| {
-            if let Some(lora) = &layer.lora {
-                config.alpha = lora.scale * config.rank as f32;
-            }
-        });
+        let told = config.alpha;
+        (config.rank, config.alpha) = (rank, scale * rank as f32);
+        if adapter.rank != rank || ![told, config.alpha].contains(&adapter.alpha) {
+            return Err(TrainError::other(key())(format!(
+                "has rank {rank} and alpha {told}, the recipe says rank {} and alpha {}; give those of the adapter",
+                adapter.rank, adapter.alpha
+            )));
+        }
         model.set_trainable(Parts::LORA);
         return Ok(Student { model, adapter: Some(config) });
     }

@@ -158,6 +158,68 @@ fn an_old_run_is_neither_overwritten_nor_continued_with_another_recipe() {
     let other = recipe("sft", folder.path(), &["checkpoint.every=2", "steps=2", "optimiser.lr=0.5"]);
     let text = go(&other, true, NEVER).0.unwrap_err().to_string();
     assert!(text.contains("optimiser.lr"), "{text}");
+    // Nor is one that kept no checkpoint.
+    let folder = tempfile::tempdir().unwrap();
+    let bare = recipe("sft", folder.path(), &["checkpoint.every=0", "steps=2"]);
+    go(&bare, false, NEVER).0.unwrap();
+    let before = std::fs::read(folder.path().join("metrics.jsonl")).unwrap();
+    for resume in [false, true] {
+        let text = go(&bare, resume, NEVER).0.unwrap_err().to_string();
+        assert!(text.contains("(model)") && text.contains("model.out"), "{text}");
+    }
+    assert_eq!(std::fs::read(folder.path().join("metrics.jsonl")).unwrap(), before);
+}
+
+#[test]
+fn a_damaged_checkpoint_names_the_one_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe("sft", folder.path(), &["checkpoint.every=2", "steps=4"]);
+    go(&recipe, false, NEVER).0.unwrap();
+    let file = folder.path().join("checkpoint-4/optimizer.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let text = go(&recipe, true, NEVER).0.unwrap_err().to_string();
+    assert!(text.contains("optimizer.safetensors") && text.contains("go on from checkpoint-2"), "{text}");
+    std::fs::remove_dir_all(folder.path().join("checkpoint-4")).unwrap();
+    go(&recipe, true, NEVER).0.unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+}
+
+#[test]
+fn an_adapter_to_go_on_from_keeps_its_rank_and_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let first =
+        recipe("sft", &folder.path().join("first"), &["model.adapter.rank=4", "model.adapter.alpha=8", "steps=2"]);
+    go(&first, false, NEVER).0.unwrap();
+    let from = folder.path().join("first/adapter");
+    let given = format!("model.adapter.from={}", from.display());
+    let second = |name: &str, change: &str| {
+        go(
+            &recipe(
+                "sft",
+                &folder.path().join(name),
+                &["model.adapter.rank=4", "model.adapter.alpha=8", &given, "steps=1", change],
+            ),
+            false,
+            NEVER,
+        )
+        .0
+    };
+    second("second", "seed=3").unwrap();
+    let text = second("third", "model.adapter.rank=8").unwrap_err().to_string();
+    assert!(text.contains("has rank 4") && text.contains("rank 8"), "{text}");
+    // A layer of another rank, as PEFT's rank_pattern makes them.
+    let mut arrays = mgsd_model::weights::read_arrays(&from.join("adapter_model.safetensors")).unwrap();
+    for (end, halved) in [("layers.0.mlp.down_proj.lora_A.weight", 0), ("layers.0.mlp.down_proj.lora_B.weight", 1)] {
+        let name = arrays.keys().find(|name| name.ends_with(end)).unwrap().clone();
+        let mut shape = arrays[&name].shape.clone();
+        shape[halved] /= 2;
+        let numbers = shape.iter().product();
+        arrays.insert(name, mgsd_model::weights::Array::f32(&shape, vec![0.1; numbers]));
+    }
+    mgsd_model::weights::write_arrays(&from.join("adapter_model.safetensors"), &arrays).unwrap();
+    let text = second("fourth", "seed=3").unwrap_err().to_string();
+    assert!(text.contains("different ranks") && text.contains("mgsd merge"), "{text}");
 }
 
 #[test]
@@ -320,6 +382,18 @@ fn a_task_folder_json_rows_and_parquet_rows_train_alike() {
     assert_eq!(from_folder.len(), 3, "twelve boards, four a step");
     assert_eq!(from_folder, run("rows.json"));
     assert_eq!(from_folder, run("rows.parquet"));
+    // Part of the validation boards: not those of one task alone, which lie one after another.
+    let path = folder.path().join("rows.json");
+    let train = format!("data.train={}", path.display());
+    let validation = format!("data.validation={}", path.display());
+    let some = ["eval.samples=4", "eval.every=1", "steps=1", &train, &validation];
+    let (summary, _) = go(&recipe("opcd", &folder.path().join("some"), &some), false, NEVER);
+    let eval = summary.unwrap().eval.unwrap();
+    assert!(["success_frozenlake", "success_maze"].iter().all(|name| eval.get(name).is_some()), "{eval:?}");
+    // The rows tell the teacher the plan, whatever the recipe says.
+    let blind = [&train, &validation, "opcd.reference_plan=false"];
+    let text = go(&recipe("opcd", &folder.path().join("blind"), &blind), false, NEVER).0.unwrap_err().to_string();
+    assert!(text.contains("rows.json") && text.contains("--no-reference-plan"), "{text}");
 }
 
 #[test]

@@ -89,6 +89,11 @@ impl Sample {
             .ok_or("no instance text in vsp_task_text or frozenlake_task_text")?;
         Instance::parse(text).map_err(|error| format!("instance text: {error}"))
     }
+
+    /// What the row itself tells the teacher about the board, if it does.
+    pub fn teacher_context(&self) -> Option<&str> {
+        self.teacher_text_context.as_deref().filter(|text| !text.trim().is_empty())
+    }
 }
 
 /// Makes one row an example, in the examples' order. `folder` is where the JSON file will lie.

@@ -59,6 +59,8 @@ pub(super) struct Rows {
     train: Set,
     validation: Set,
     order: Option<Epochs>,
+    /// One order for all measurements, since files and folders have their tasks one after another.
+    validation_order: Option<Epochs>,
     boards: BoardStream,
     prompts: Prompts,
     plan: ReferencePlan,
@@ -87,11 +89,18 @@ impl Rows {
                 "expected rows, a task folder, or boards to generate in data.tasks when eval.every is set",
             ));
         }
-        let order = train.count().map(|count| Epochs::new((0..count).collect(), derive(recipe.seed, BOARDS, 0)));
+        if !recipe.opcd.reference_plan {
+            train.refuse_teacher_texts()?;
+        }
+        let order = |set: &Set, stream| {
+            set.count().map(|count| Epochs::new((0..count).collect(), derive(recipe.seed, BOARDS, stream)))
+        };
+        let (order, validation_order) = (order(&train, 0), order(&validation, 1));
         Ok(Self {
             train,
             validation,
             order,
+            validation_order,
             boards: BoardStream::open(recipe)?,
             prompts: Prompts::open(set).map_err(TrainError::other(format!("prompts.set {set}")))?,
             plan: if recipe.opcd.reference_plan { ReferencePlan::Given } else { ReferencePlan::Withheld },
@@ -115,11 +124,11 @@ impl Rows {
 
     /// Row `index` of the training or validation stream, tokenised.
     pub(super) fn row(&self, part: Part, index: u64) -> Result<BoardRow> {
-        let (set, at) = match (part, &self.order) {
-            (Part::Train, Some(order)) => (&self.train, order.at(index)),
-            (Part::Train, None) => (&self.train, index as usize),
-            (Part::HeldOut, _) => (&self.validation, index as usize),
+        let (set, order) = match part {
+            Part::Train => (&self.train, &self.order),
+            Part::HeldOut => (&self.validation, &self.validation_order),
         };
+        let at = order.as_ref().map_or(index as usize, |order| order.at(index));
         let texts = match set {
             Set::File { path, samples } => self.file_row(path, &samples[at], at)?,
             Set::Folder(examples) => self.folder_row(&examples[at])?,
@@ -166,8 +175,7 @@ impl Rows {
         };
         let pictures = sample.images.iter().map(picture).collect::<Result<Vec<_>>>()?;
         let instance = sample.instance().ok();
-        let context = sample.teacher_text_context.clone().filter(|text| !text.trim().is_empty());
-        let Some(teacher) = context else {
+        let Some(teacher) = sample.teacher_context().map(str::to_string) else {
             let instance =
                 instance.ok_or_else(|| wrong("neither teacher_text_context nor an instance text to make one from"))?;
             let texts = self.texts(name.clone(), &instance, pictures)?;
@@ -215,6 +223,18 @@ impl Set {
             return Err(TrainError::file(path, "no rows; expected OPCD rows or a task folder"));
         }
         Ok(set)
+    }
+
+    /// For a teacher without the reference plan: what a file's rows tell the teacher stands in the file.
+    fn refuse_teacher_texts(&self) -> Result<()> {
+        let Self::File { path, samples } = self else { return Ok(()) };
+        if !samples.iter().any(|sample| sample.teacher_context().is_some()) {
+            return Ok(());
+        }
+        Err(TrainError::other("opcd.reference_plan")(format!(
+            "false does nothing here: the rows of {} bring the teacher's texts along; leave the key out and make them with `mgsd data opcd --no-reference-plan`, or name a task folder",
+            path.display()
+        )))
     }
 
     fn count(&self) -> Option<usize> {

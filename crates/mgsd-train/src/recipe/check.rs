@@ -53,6 +53,9 @@ impl Recipe {
             eval.samples,
             "at least 1 when eval.every is set",
         )?;
+        let (temperature, top_p) = (eval.temperature, eval.top_p);
+        to.rule(temperature >= 0.0 && temperature.is_finite(), "eval.temperature", temperature, "0 (greedy) or more")?;
+        to.rule(top_p > 0.0 && top_p <= 1.0, "eval.top_p", top_p, "a number above 0, at most 1")?;
         to.rule(self.checkpoint.keep > 0, "checkpoint.keep", self.checkpoint.keep, "at least 1")
     }
 
@@ -82,6 +85,11 @@ impl Recipe {
                 "nothing is trained: set at least one of vision, merger, text, embeddings to true",
             );
         };
+        to.missing(
+            self.model.random_weights != Some(true),
+            "model.random_weights",
+            "an adapter belongs to weights that are kept: make them with `mgsd model init`, and leave this out",
+        )?;
         to.rule(adapter.rank > 0, "model.adapter.rank", adapter.rank, "at least 1")?;
         to.rule(adapter.alpha > 0.0, "model.adapter.alpha", adapter.alpha, "a number above 0")?;
         match &adapter.targets {
@@ -123,7 +131,28 @@ impl Recipe {
             let key = format!("data.tasks.{name}");
             to.rule(name.parse::<mgsd_tasks::Task>().is_ok(), &key, name, "a task: frozenlake, maze or minibehaviour")?;
             to.missing(!options.levels.is_empty(), &format!("{key}.levels"), "expected at least one grid side")?;
-            to.rule(options.weight > 0.0, &format!("{key}.weight"), options.weight, "a number above 0")?;
+            let weight = options.weight;
+            to.rule(weight > 0.0 && weight.is_finite(), &format!("{key}.weight"), weight, "a number above 0")?;
+            let frozenlake = matches!(name.parse(), Ok(mgsd_tasks::Task::FrozenLake));
+            let of_frozenlake = [
+                ("frozen_probability", options.frozen_probability.is_some()),
+                ("random_start_goal", options.random_start_goal.is_some()),
+                ("min_path_length", options.min_path_length.is_some()),
+            ];
+            for (option, given) in of_frozenlake {
+                to.missing(frozenlake || !given, &format!("{key}.{option}"), "this is an option of frozenlake alone")?;
+            }
+            let difficulty = options.difficulty.as_ref();
+            to.missing(
+                !frozenlake || difficulty.is_none(),
+                &format!("{key}.difficulty"),
+                "this is an option of maze and minibehaviour",
+            )?;
+            to.missing(
+                difficulty.is_none_or(|list| !list.is_empty()),
+                &format!("{key}.difficulty"),
+                "expected at least one difficulty",
+            )?;
         }
         if let Some(size) = self.data.image_size {
             to.rule((32..=4096).contains(&size), "data.image_size", size, "32 to 4096 pixels")?;
@@ -141,6 +170,9 @@ impl Recipe {
             )?;
             return if self.opcd.replay_samples > 0 { self.check_mix(to).map(|_| ()) } else { Ok(()) };
         }
+        for (key, given) in [("data.train", &self.data.train), ("data.validation", &self.data.validation)] {
+            to.missing(given.is_none(), key, "this is of `mgsd train opcd`; here samples come from [[data.mix]]")?;
+        }
         let has_file = self.check_mix(to)?;
         to.missing(
             self.epochs.is_none() || has_file,
@@ -153,6 +185,7 @@ impl Recipe {
     fn check_mix(&self, to: &Checker) -> Result<bool> {
         to.missing(!self.data.mix.is_empty(), "data.mix", "expected at least one [[data.mix]] entry")?;
         let mut has_file = false;
+        let total: f64 = self.data.mix.iter().map(|entry| entry.weight).sum();
         for (i, entry) in self.data.mix.iter().enumerate() {
             let key = format!("data.mix.{i}");
             to.rule(
@@ -160,6 +193,17 @@ impl Recipe {
                 &format!("{key}.weight"),
                 entry.weight,
                 "a number above 0",
+            )?;
+            to.rule(
+                entry.weight / total >= 1e-3,
+                &format!("{key}.weight"),
+                entry.weight,
+                "at least a thousandth of all weights together",
+            )?;
+            to.missing(
+                entry.file.is_none() || entry.kind == SampleKind::Sharegpt,
+                &format!("{key}.file"),
+                "files are of kind \"sharegpt\"; the other kinds are generated",
             )?;
             to.rule(
                 entry.sides.is_none() || entry.kind == SampleKind::Shapes,
@@ -201,8 +245,9 @@ impl Recipe {
 
     fn check_opcd(&self, to: &Checker) -> Result<()> {
         let o = &self.opcd;
-        to.rule((0.0..=1.0).contains(&o.beta), "opcd.beta", o.beta, "a number from 0 to 1")?;
-        to.rule(o.top_k != Some(0), "opcd.top_k", 0, "at least 1")?;
+        to.rule(o.beta > 0.0 && o.beta < 1.0, "opcd.beta", o.beta, "a number above 0 and below 1")?;
+        let top_k = o.top_k.unwrap_or(2);
+        to.rule(top_k >= 2, "opcd.top_k", top_k, "at least 2: one token alone has probability 1 on both sides")?;
         to.rule((0.0..1.0).contains(&o.clip_low), "opcd.clip_low", o.clip_low, "a number from 0 to below 1")?;
         to.rule(o.clip_high >= 0.0, "opcd.clip_high", o.clip_high, "0 or more")?;
         to.rule(o.clip_dual > 1.0, "opcd.clip_dual", o.clip_dual, "a number above 1")?;

@@ -177,7 +177,7 @@ pub struct BoardOptions {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prompts {
-    /// `standard`, `compact`, or a folder with the same files.
+    /// `standard`, `compact`, or a folder with the same files. Files of rows or conversations bring their texts along.
     pub set: String,
 }
 
@@ -280,7 +280,7 @@ impl Default for Batching {
 pub struct Opcd {
     /// What is minimised over the response tokens.
     pub loss: Loss,
-    /// `jsd` only: weight of the teacher in the mixture, between 0 and 1.
+    /// `jsd` only: weight of the teacher in the mixture, above 0 and below 1.
     pub beta: f32,
     /// Compare on the teacher's k likeliest tokens only, both sides renormalised.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -298,7 +298,7 @@ pub struct Opcd {
     pub teacher_model: Option<PathBuf>,
     /// `ema` teacher only: share of the old average kept each step.
     pub ema_decay: f32,
-    /// The teacher also sees a shortest plan. Published: true.
+    /// The teacher also sees a shortest plan. Published: true. Rows that bring the teacher's texts along have it or not.
     pub reference_plan: bool,
     /// Rollout temperature. Published: 1.
     pub temperature: f32,
