@@ -45,7 +45,9 @@ pub fn pairs(first: &[PlanRow], second: &[PlanRow]) -> BTreeMap<String, Vec<[f64
     let hit = |row: &PlanRow| f64::from(u8::from(row.flag("success")));
     let mut groups = BTreeMap::<String, Vec<[f64; 2]>>::new();
     for row in first.iter().filter(|row| !row.failed()) {
-        if let Some(other) = known.get(row.case_id()) {
+        // Identities repeat from folder to folder; boards, where rows tell, do not.
+        let same = |other: &&&PlanRow| row.board.is_none() || other.board.is_none() || row.board == other.board;
+        if let Some(other) = known.get(row.case_id()).filter(same) {
             groups.entry(row.task.clone()).or_default().push([hit(row), hit(other)]);
         }
     }
@@ -107,5 +109,10 @@ mod tests {
         assert!(maze.difference.interval.low < 0.0 && maze.difference.interval.high > 0.0);
         assert_eq!(compare(["a", "b"], [&first, &second], 500, 0), Some(compared), "the seed is fixed");
         assert_eq!(compare(["a", "b"], [&first, &[]], 500, 0), None);
+        let on = |key: &str| {
+            let row = |row: PlanRow| PlanRow { board: Some(key.into()), ..row };
+            rows(&[true, true]).into_iter().map(row).collect::<Vec<_>>()
+        };
+        assert_eq!(compare(["a", "b"], [&on("x"), &on("y")], 500, 0), None, "other boards of the same names");
     }
 }

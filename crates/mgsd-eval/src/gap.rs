@@ -1,5 +1,6 @@
 //! The modality gap: what a model loses when the same boards are shown as pictures instead of as text.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use crate::compare::{self, Pairing, compare};
 use crate::error::{Error, Result};
 use crate::gap_table;
 use crate::json;
+use crate::perception::PERCEPTION_FROM_TEXT;
 use crate::rows::{self, PlanRow};
 use crate::stats::{Estimate, paired_difference};
 use crate::summary::{Group, Macro, Summary};
@@ -205,8 +207,9 @@ pub fn write(folder: &Path, inputs: &[GapInput], rows: &[GapRow]) -> Result<Vec<
     Ok(paths.to_vec())
 }
 
-/// The summaries `<model>_{image,text}.summary.json` of a folder in the order of their names. The label is the one in
-/// the summary's `experiment`, or else the model's part of the file name.
+/// The summaries `<model>_{image,text}.summary.json` of a folder in the order of their names; those of perception from
+/// text, `<model>_perception_text`, are not about plans. The label is the one in the summary's `experiment`, or else the
+/// model's part of the file name.
 ///
 /// # Errors
 /// When the folder or a summary cannot be read, or when there is none.
@@ -224,6 +227,9 @@ pub fn read_folder(folder: &Path) -> Result<Vec<GapInput>> {
     for name in names {
         let Some(stem) = name.strip_suffix(".summary.json") else { continue };
         let Some((model, modality @ ("image" | "text"))) = stem.rsplit_once('_') else { continue };
+        if stem.ends_with(PERCEPTION_FROM_TEXT) {
+            continue;
+        }
         let summary: Summary = json::read(&folder.join(&name))?;
         let label = summary.experiment.as_ref().map_or(model, |experiment| &experiment.model_label).to_string();
         let file = if shown.is_empty() { name.clone() } else { format!("{shown}/{name}") };
@@ -238,6 +244,19 @@ pub fn read_folder(folder: &Path) -> Result<Vec<GapInput>> {
         });
     }
     Ok(inputs)
+}
+
+/// Puts the folder in front of labels that several folders have, so that each text run finds its own picture run.
+pub fn tell_apart(runs: &mut [(&Path, Vec<GapInput>)]) {
+    let labels: Vec<BTreeSet<String>> =
+        runs.iter().map(|(_, inputs)| inputs.iter().map(|input| input.label.clone()).collect()).collect();
+    for (folder, inputs) in runs {
+        for input in inputs {
+            if labels.iter().filter(|labels| labels.contains(&input.label)).count() > 1 {
+                input.label = format!("{}/{}", folder.display(), input.label);
+            }
+        }
+    }
 }
 
 /// The macro gap in accuracy (text minus picture) over the cases that both runs answered, with a paired bootstrap

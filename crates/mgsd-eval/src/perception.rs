@@ -67,6 +67,9 @@ impl Row for PerceptionRow {
     fn failed(&self) -> bool {
         self.error.as_deref().is_some_and(|error| !error.is_empty())
     }
+    fn is_about(&self, case: &EvalCase) -> bool {
+        self.gold.as_ref().is_none_or(|gold| *gold == mgsd_tasks::perception::gold(&case.board))
+    }
 }
 
 /// Counts of a group of answers.
@@ -210,10 +213,13 @@ pub fn pending(
     run::pending::<PerceptionRow>(cases, options, &file, &|case| case.ask_what_is_there(prompts, options.modality))
 }
 
+/// What ends the names of files of perception from text, before their extension. They end like those of plans, too.
+pub(crate) const PERCEPTION_FROM_TEXT: &str = "_perception_text";
+
 fn stem(label: &str, options: &RunOptions) -> String {
     match options.modality {
         Modality::Image => format!("{label}_perception"),
-        Modality::Text => format!("{label}_perception_text"),
+        Modality::Text => format!("{label}{PERCEPTION_FROM_TEXT}"),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cases::EvalCase;
 use crate::error::{Error, Result};
 use crate::sync::Syncer;
 
@@ -18,6 +19,8 @@ pub trait Row: Serialize + DeserializeOwned {
     fn case_id(&self) -> &str;
     /// Whether the row records a failure of the client (not of the model's plan) and deserves another try.
     fn failed(&self) -> bool;
+    /// Whether the row is about this case's board, as far as it tells: identities repeat from folder to folder.
+    fn is_about(&self, case: &EvalCase) -> bool;
 }
 
 /// One answered planning case.
@@ -86,6 +89,9 @@ impl Row for PlanRow {
     }
     fn failed(&self) -> bool {
         self.error.as_deref().is_some_and(|error| !error.is_empty())
+    }
+    fn is_about(&self, case: &EvalCase) -> bool {
+        self.board.as_ref().is_none_or(|board| *board == case.board.key())
     }
 }
 

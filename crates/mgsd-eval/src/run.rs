@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::cases::{EvalCase, Modality};
 use crate::client::{Answer, Client, Message, Request};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rows::{Row, RowLog, done, latest};
 
 /// Whether rows that are there already are kept.
@@ -64,7 +64,22 @@ pub(crate) fn pending<R: Row>(
         Resume::Continue if file.exists() => crate::rows::read(file)?,
         _ => Vec::new(),
     };
+    refuse_other_boards(cases, &earlier, file)?;
     Ok(still_open(cases, options, &earlier, question)?.1)
+}
+
+/// Rows of a run over other boards are not gone on with: identities such as `maze_level3_0000` are in every folder.
+fn refuse_other_boards<R: Row>(cases: &[EvalCase], earlier: &[R], file: &Path) -> Result<()> {
+    let cases: HashMap<&str, &EvalCase> = cases.iter().map(|case| (case.case_id.as_str(), case)).collect();
+    let other = earlier.iter().find(|row| cases.get(row.case_id()).is_some_and(|case| !row.is_about(case)));
+    other.map_or(Ok(()), |row| {
+        let message = format!(
+            "its row of case {} is about another board than the case of that name now: the run was over other boards; \
+             choose another --out or --label, or begin anew without --resume",
+            row.case_id()
+        );
+        Err(Error::Json { path: file.to_path_buf(), message })
+    })
 }
 
 /// The cases without an answer, by their places, and their requests.
@@ -108,6 +123,7 @@ pub(crate) fn run<R: Row + Clone>(
         (Some(file), Resume::Fresh) => (Some(RowLog::create(file)?), Vec::new()),
         (Some(file), Resume::Continue) => {
             let (log, rows) = RowLog::resume::<R>(file)?;
+            refuse_other_boards(cases, &rows, file)?;
             (Some(log), rows)
         }
     };

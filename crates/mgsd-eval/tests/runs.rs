@@ -97,6 +97,24 @@ fn gold_plans_score_optimal_and_failed_answers_are_asked_again() {
     let stored: mgsd_eval::summary::Summary = mgsd_eval::json::read(&summary).expect("summary");
     assert_eq!(stored, second.summary);
     assert_eq!(rows::latest(rows::read::<rows::PlanRow>(&file).expect("rows")).len(), 9);
+
+    // Cases of the same names, but one of another board, are not those of these rows.
+    let mut others = cases.clone();
+    others[3].board = cases[5].board.clone();
+    let again = plan::run_to_folder(
+        &mut Script::new(Vec::new()),
+        "script",
+        &others,
+        &prompts,
+        &options,
+        folder.path(),
+        &mut |_| {},
+    );
+    let text = again.err().expect("refused").to_string();
+    assert!(
+        text.contains("script_image.jsonl") && text.contains(&cases[3].case_id) && text.contains("--out"),
+        "{text}"
+    );
 }
 
 #[test]

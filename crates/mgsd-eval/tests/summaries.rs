@@ -48,6 +48,33 @@ fn a_run_without_its_twin_has_rows_but_no_gap() {
 }
 
 #[test]
+fn runs_of_one_name_in_two_folders_keep_their_own_pictures_and_perception_from_text_is_no_plan() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [first, second] = ["a", "b"].map(|name| folder.path().join(name));
+    let write = |folder: &std::path::Path, modality: &str, accuracy: f64| {
+        let mut summary = mgsd_eval::summary::Summary::default();
+        summary.all_tasks_macro_avg.accuracy = accuracy;
+        json::write(&folder.join(format!("model_{modality}.summary.json")), &summary).expect("written");
+    };
+    for (folder, text, image) in [(&first, 1.0, 0.25), (&second, 0.5, 0.25)] {
+        std::fs::create_dir(folder).expect("made");
+        write(folder, "text", text);
+        write(folder, "image", image);
+        std::fs::write(folder.join("model_perception_text.summary.json"), "{\"total\": 8}").expect("written");
+    }
+    let mut runs = [&first, &second].map(|folder| (folder.as_path(), gap::read_folder(folder).expect("read")));
+    gap::tell_apart(&mut runs);
+    let inputs: Vec<_> = runs.into_iter().flat_map(|(_, inputs)| inputs).collect();
+    let rows = gap::table(&inputs);
+    let gaps: Vec<f64> = rows
+        .iter()
+        .filter(|row| row.input_modality == "text_minus_image" && row.scope == "all_tasks_macro_avg")
+        .map(|row| row.accuracy)
+        .collect();
+    assert_eq!(gaps, [0.75, 0.25], "{rows:?}");
+}
+
+#[test]
 fn the_stored_perception_summary_comes_out_byte_for_byte() {
     let read = rows::read::<perception::PerceptionRow>(&data("perception_scores.jsonl")).expect("rows");
     let expected = std::fs::read_to_string(data("perception_summary_public.json")).expect("summary");

@@ -80,17 +80,25 @@ pub(crate) fn make_folder_of(path: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(Error::cache(folder))
 }
 
-/// Whether the files are there that a model, or an adapter, cannot be without.
-fn is_whole(folder: &Path) -> bool {
-    let has = |file: &str| folder.join(file).is_file();
+/// Whether the files are there that a model, or an adapter, cannot be without, but for a model's weights. transformers 5
+/// writes the picture settings into processor_config.json alone; a tokenizer may lie in the two files of its first form.
+pub(crate) fn has_what_it_needs(has: &dyn Fn(&str) -> bool) -> bool {
     if has("adapter_config.json") {
         return has("adapter_model.safetensors");
+    }
+    let tokenizer = has("tokenizer.json") || (has("vocab.json") && has("merges.txt"));
+    has("config.json") && tokenizer && (has("preprocessor_config.json") || has("processor_config.json"))
+}
+
+fn is_whole(folder: &Path) -> bool {
+    let has = |file: &str| folder.join(file).is_file();
+    if !has_what_it_needs(&has) || has("adapter_config.json") {
+        return has_what_it_needs(&has);
     }
     let shards = || {
         let index = std::fs::read(folder.join("model.safetensors.index.json")).ok()?;
         let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
         Some(index.get("weight_map")?.as_object()?.values().all(|file| file.as_str().is_some_and(has)))
     };
-    let small = ["config.json", "tokenizer.json", "preprocessor_config.json"];
-    small.into_iter().all(has) && (has("model.safetensors") || shards() == Some(true))
+    has("model.safetensors") || shards() == Some(true)
 }

@@ -1,6 +1,6 @@
 //! Files from the hub into the cache.
 
-use crate::cache::{Repo, make_folder_of};
+use crate::cache::{Repo, has_what_it_needs, make_folder_of};
 use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::settings::Settings;
@@ -78,6 +78,19 @@ pub(crate) fn model(
     }
     let hub = Hub::new(name, settings);
     let (commit, wanted) = hub.files()?;
+    let refused = || Error::Refused {
+        name: name.clone(),
+        endpoint: settings.endpoint.clone(),
+        why: "it lacks config.json, tokenizer.json (or vocab.json and merges.txt), processor_config.json or \
+              preprocessor_config.json, or weights as safetensors"
+            .into(),
+    };
+    // Before gigabytes are fetched.
+    let listed = |file: &str| wanted.iter().any(|wanted| wanted.file == file);
+    let weights = wanted.iter().any(|wanted| wanted.file.ends_with(".safetensors"));
+    if !has_what_it_needs(&listed) || !weights {
+        return Err(refused());
+    }
     let missing: Vec<&Wanted> = wanted.iter().filter(|wanted| !repo.blob(&wanted.etag).exists()).collect();
     let total = missing.iter().map(|wanted| wanted.size).sum();
     let mut done = 0;
@@ -96,13 +109,7 @@ pub(crate) fn model(
         repo.link(&commit, file, etag)?;
     }
     repo.note(&name.revision, &commit)?;
-    repo.whole(&commit).ok_or_else(|| Error::Refused {
-        name: name.clone(),
-        endpoint: settings.endpoint.clone(),
-        why: "it lacks config.json, tokenizer.json, preprocessor_config.json or weights as safetensors; its files are in \
-              the cache"
-            .into(),
-    })
+    repo.whole(&commit).ok_or_else(refused)
 }
 
 /// Whether a file belongs to a model as we load it.

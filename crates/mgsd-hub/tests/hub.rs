@@ -330,6 +330,25 @@ fn a_model_without_weights_we_read_is_refused() {
 }
 
 #[test]
+fn picture_settings_may_lie_in_either_file_and_without_any_no_weights_are_fetched() {
+    let with = |name: &'static str| {
+        let mut files = model();
+        files.retain(|(name, _)| *name != "preprocessor_config.json");
+        files.push((name, b"{}".to_vec()));
+        Hub::start(&files, Manners::default())
+    };
+    let cache = tempfile::tempdir().unwrap();
+    let settings = with("processor_config.json").settings(cache.path());
+    let found = fetch(&settings).unwrap();
+    assert!(found.join("processor_config.json").is_file());
+    assert_eq!(fetch(&Settings { offline: true, ..settings }).unwrap(), found);
+    let (cache, hub) = (tempfile::tempdir().unwrap(), with("other.json"));
+    let text = fetch(&hub.settings(cache.path())).unwrap_err().to_string();
+    assert!(text.contains("processor_config.json"), "{text}");
+    assert!(hub.asked().iter().all(|asked| !asked.contains("safetensors")), "{:?}", hub.asked());
+}
+
+#[test]
 fn an_answer_that_would_lead_out_of_the_cache_is_refused() {
     for (file, hash) in [("..json", "../../x"), ("a\\\\b.json", "")] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

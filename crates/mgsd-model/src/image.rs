@@ -88,11 +88,43 @@ impl RgbImage {
             origin: origin.into(),
             problem: format!("cannot be decoded: {problem}; expected a PNG or JPEG"),
         })?;
+        // The decoder makes up what a JPEG lacks.
+        if bytes.starts_with(&[0xff, 0xd8]) && !jpeg_ends(bytes) {
+            return Err(Error::Image { origin: origin.into(), problem: "is cut short; copy it again".into() });
+        }
         let (width, height) = (image.width() as usize, image.height() as usize);
         let pixels =
             if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8().into_raw() };
         Ok(Self { width, height, pixels })
     }
+}
+
+/// Whether a JPEG has its end (ITU T.81, B.1): segments of a length of their own, and after each start of a scan data in which
+/// a byte 0xff is followed by 0 or by a restart's number.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[mark, kind]) = bytes.get(at..at + 2) {
+        match (mark, kind) {
+            (0xff, 0xd9) => return true,
+            // Filling bytes, and markers without a length.
+            (0xff, 0xff) => at += 1,
+            (0xff, 0x01 | 0xd0..=0xd8) => at += 2,
+            (0xff, kind) if kind != 0 => {
+                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+                at += 2 + usize::from(u16::from_be_bytes([high, low]));
+                if kind == 0xda {
+                    let next = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7);
+                    let Some(length) = bytes.get(at..).and_then(|rest| rest.windows(2).position(next)) else {
+                        return false;
+                    };
+                    at += length;
+                }
+            }
+            // Bytes that belong to nothing, which decoders skip.
+            _ => at += 1,
+        }
+    }
+    false
 }
 
 /// Pillow's `alpha_composite` over opaque white, in its own integer arithmetic.

@@ -131,7 +131,19 @@ impl Qwen3Vl {
             used.insert(name.to_string());
             checkpoint.load_matrix(name, rows, cols, load_as)
         })?;
-        // A tied checkpoint may repeat the head; anything else unknown means that weights and configuration disagree.
+        // A tied checkpoint may repeat the head; another head, or anything else unknown, means that weights and configuration
+        // disagree.
+        let (head, embeddings) = ("lm_head.weight", "model.language_model.embed_tokens.weight");
+        if model.config.tie_word_embeddings && checkpoint.contains(head) && !checkpoint.same(head, embeddings)? {
+            return Err(Error::Tensor {
+                path: dir.into(),
+                name: head.into(),
+                problem:
+                    "differs from the token embeddings although config.json ties the two; set tie_word_embeddings to \
+                          false there, also in text_config, if the head of the file is meant"
+                        .into(),
+            });
+        }
         if let Some(name) = checkpoint.names().find(|n| n.starts_with("model.") && !used.contains(*n)) {
             return Err(Error::Tensor {
                 path: dir.into(),

@@ -34,7 +34,8 @@ impl Qwen3Vl {
     /// recorded there.
     pub fn save_adapter(&self, dir: &Path, base: &str, config: &LoraConfig) -> Result<()> {
         let mut arrays = BTreeMap::new();
-        let (mut with, mut without) = (Vec::new(), Vec::new());
+        // PEFT would also put an adapter on this one if its last name alone were said.
+        let (mut with, mut without) = (Vec::new(), vec!["model.visual.patch_embed.proj"]);
         self.visit_linears(&mut |layer| {
             let Some(lora) = &layer.lora else {
                 without.push(layer.name());
@@ -199,16 +200,35 @@ fn read_settings(path: &Path) -> Result<(LoraConfig, bool)> {
     if section.get("bias").is_some_and(|bias| bias != "none") {
         return Err(refuse("bias", "\"none\""));
     }
-    for key in ["modules_to_save", "alpha_pattern", "layer_replication"] {
+    let nothing = [
+        "modules_to_save",
+        "alpha_pattern",
+        "layer_replication",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "use_bdlora",
+    ];
+    for key in nothing {
         let filled = match section.get(key) {
             None => false,
             Some(Value::Array(list)) => !list.is_empty(),
             Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
+            Some(value) => *value != Value::Bool(false),
         };
         if filled {
             return Err(refuse(key, "nothing"));
         }
+    }
+    // The others take something off the base's weights when they begin, which PEFT does again when it loads them.
+    let begun = section.get("init_lora_weights");
+    let plain =
+        |value: &Value| value.is_boolean() || ["gaussian", "orthogonal", "eva"].iter().any(|name| value == name);
+    if !begun.is_none_or(plain) {
+        return Err(refuse(
+            "init_lora_weights",
+            "true, false, \"gaussian\", \"orthogonal\", \"eva\"; PEFT writes others as plain LoRA when save_pretrained is \
+             given path_initial_model_for_weight_conversion",
+        ));
     }
     let alpha = match section.get("lora_alpha").and_then(Value::as_f64) {
         Some(alpha) if alpha > 0.0 => alpha as f32,

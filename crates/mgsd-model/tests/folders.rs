@@ -10,6 +10,7 @@ use mgsd_model::{
     config::{Config, WeightDtype},
     error::Result,
     image::{ImageProcessor, PixelLimits},
+    model::{Purpose, Qwen3Vl},
     weights::{
         Array, Checkpoint, CheckpointWriter, LoadAs, SHARD_BYTES, StoredDtype, TensorSpec, copy_folder_files,
         matrix_shape, read_arrays, write_arrays,
@@ -172,6 +173,33 @@ fn write_copy(from: &Checkpoint, dir: &Path, dtype: WeightDtype, shard_bytes: u6
         writer.write(name, &from.read_f32(name)?)?;
     }
     writer.finish()
+}
+
+#[test]
+fn a_tied_folder_with_another_head_is_refused() {
+    let from = data("tiny-qwen3vl");
+    let checkpoint = Checkpoint::open(&from).unwrap();
+    let (head, embeddings) = ("lm_head.weight", "model.language_model.embed_tokens.weight");
+    let dir = tempfile::tempdir().unwrap();
+    copy_folder_files(&from, dir.path()).unwrap();
+    for (shift, problem) in [(0.0, ""), (1.0, "tie_word_embeddings")] {
+        let shape = |name: &str| checkpoint.shape(if name == head { embeddings } else { name }).unwrap().to_vec();
+        let names: Vec<&str> = checkpoint.names().filter(|name| *name != head).chain([head]).collect();
+        let specs = names.iter().map(|&name| TensorSpec { name: name.into(), shape: shape(name) });
+        let mut writer = CheckpointWriter::create(dir.path(), specs.collect(), WeightDtype::F32, SHARD_BYTES).unwrap();
+        for name in names {
+            let mut values = checkpoint.read_f32(if name == head { embeddings } else { name }).unwrap();
+            if name == head {
+                values[7] += shift;
+            }
+            writer.write(name, &values).unwrap();
+        }
+        writer.finish().unwrap();
+        let found = Qwen3Vl::load(dir.path(), Purpose::Inference);
+        assert_eq!(found.is_ok(), problem.is_empty());
+        let text = found.err().map_or(String::new(), |error| error.to_string());
+        assert!(text.contains(problem), "{text}");
+    }
 }
 
 fn file_names(dir: &Path) -> Vec<String> {

@@ -136,6 +136,16 @@ fn an_adapter_that_does_not_fit_the_base_is_refused_and_leaves_nothing() {
         error.to_string()
     };
     assert!(attempt(&settings.replace("\"use_dora\": false", "\"use_dora\": true"), &weights).contains("use_dora"));
+    // What PEFT begins by taking something off the base's weights would be added to the wrong ones.
+    let begun = settings.replace("\"init_lora_weights\": true", "\"init_lora_weights\": \"pissa\"");
+    assert!(
+        begun != settings && attempt(&begun, &weights).contains("init_lora_weights"),
+        "{}",
+        attempt(&begun, &weights)
+    );
+    let called = settings.replace("\"alora_invocation_tokens\": null", "\"alora_invocation_tokens\": [1, 2]");
+    assert!(called != settings);
+    assert!(attempt(&called, &weights).contains("alora_invocation_tokens"));
     assert!(attempt(&settings.replace("LORA", "IA3"), &weights).contains("IA3"));
     let array = weights.remove(&first).expect("it was there");
     assert!(attempt(&settings, &weights).contains(&first), "half a pair");

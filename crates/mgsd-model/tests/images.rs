@@ -143,6 +143,23 @@ fn a_data_url_a_path_and_bytes_mean_the_same_picture() {
 }
 
 #[test]
+fn a_jpeg_that_is_cut_short_is_refused_and_what_stands_behind_its_end_is_not_looked_at() {
+    let picture =
+        image::RgbImage::from_fn(96, 64, |x, y| image::Rgb([(x * y % 251) as u8, (x * 7 % 255) as u8, y as u8]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    let bytes = bytes.into_inner();
+    let whole = RgbImage::decode(&bytes, "board.jpg").unwrap();
+    assert_eq!(RgbImage::decode(&[&bytes[..], b"and more"].concat(), "board.jpg").unwrap(), whole);
+    for percent in [30, 50, 75, 90, 99] {
+        let error = RgbImage::decode(&bytes[..bytes.len() * percent / 100], "board.jpg").unwrap_err().to_string();
+        assert!(error.contains("board.jpg"), "{percent} %: {error}");
+    }
+    let error = RgbImage::decode(&bytes[..bytes.len() - 2], "board.jpg").unwrap_err().to_string();
+    assert!(error.contains("cut short"), "{error}");
+}
+
+#[test]
 fn an_undecodable_picture_and_a_web_address_are_refused_by_name() {
     let error = RgbImage::decode(b"GIF89a, or so", "board.gif").unwrap_err().to_string();
     assert!(error.contains("board.gif") && error.contains("PNG or JPEG"), "{error}");

@@ -11,7 +11,7 @@ use super::data::{BoardCard, Curve, Fact, Headline, Outcome, ReportData, Series,
 use crate::demo::{Demo, MACRO};
 use crate::error::{Error, Result};
 use crate::failures;
-use crate::perception::PerceptionRow;
+use crate::perception::{PERCEPTION_FROM_TEXT, PerceptionRow};
 use crate::rows::{self, PlanRow, Row};
 
 /// Side of a board in the strips, in pixels.
@@ -99,6 +99,10 @@ fn add_evaluations(
     let mut labels: Vec<String> = Vec::new();
     for path in entries(folder) {
         let file = name(&path);
+        // Perception is shown from pictures.
+        if file.strip_suffix(".jsonl").is_some_and(|stem| stem.ends_with(PERCEPTION_FROM_TEXT)) {
+            continue;
+        }
         for suffix in ["_image.jsonl", "_text.jsonl", "_perception.jsonl"] {
             match file.strip_suffix(suffix) {
                 Some(label) if !labels.iter().any(|known| known == label) => labels.push(label.to_string()),

@@ -138,6 +138,15 @@ impl Checkpoint {
         self.load(name, load_as)
     }
 
+    /// Whether two tensors hold the same numbers.
+    pub fn same(&self, one: &str, other: &str) -> Result<bool> {
+        let ((file, entry), (other_file, other_entry)) = (self.find(one)?, self.find(other)?);
+        if (&entry.shape, entry.dtype) == (&other_entry.shape, other_entry.dtype) {
+            return Ok(file.bytes(entry) == other_file.bytes(other_entry));
+        }
+        Ok(entry.shape == other_entry.shape && self.read_f32(one)? == self.read_f32(other)?)
+    }
+
     /// The numbers of a tensor, row-major, as 32-bit floats.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let (file, entry) = self.find(name)?;

@@ -75,8 +75,8 @@ pub struct Common {
     /// Folder to write rows, summaries and analyses to.
     #[arg(long)]
     out: PathBuf,
-    /// Name of the model in files and tables; default: its folder's name, followed by the adapter's if there is one, or
-    /// its name at the endpoint.
+    /// Name of the model in files and tables; default: its folder's name (of runs/NAME/model: NAME-model), followed by the
+    /// adapter's if there is one, or its name at the endpoint.
     #[arg(long)]
     label: Option<String>,
     /// Keep rows that are there, ask only about the rest.
@@ -160,9 +160,15 @@ impl Common {
         }
     }
 
-    /// A name for files: the last part of a folder or of `vendor/model`.
+    /// A name for files: the last part of a folder or of `vendor/model`; of what a training run left in its folder
+    /// (`model`, `adapter`, `best`, `checkpoint-..`) that and the run's name.
     fn label(&self) -> String {
-        let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let last = |path: &Path| {
+            let name = path.file_name()?.to_string_lossy().into_owned();
+            let of_run = ["model", "adapter", "best"].contains(&name.as_str()) || name.starts_with("checkpoint-");
+            let run = path.parent().filter(|_| of_run).and_then(Path::file_name);
+            Some(run.map_or(name.clone(), |run| format!("{}-{name}", run.to_string_lossy())))
+        };
         let given = || {
             let model = last(Path::new(&self.model))?;
             let adapter = self.adapter.as_deref().and_then(last);

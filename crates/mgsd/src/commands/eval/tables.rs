@@ -36,10 +36,12 @@ pub struct Compare {
 }
 
 pub fn gap_table(args: &Gap, console: &Console) -> anyhow::Result<()> {
-    let mut inputs = Vec::new();
+    let mut runs = Vec::new();
     for folder in &args.runs {
-        inputs.extend(gap::read_folder(folder)?);
+        runs.push((folder.as_path(), gap::read_folder(folder)?));
     }
+    gap::tell_apart(&mut runs);
+    let inputs: Vec<_> = runs.into_iter().flat_map(|(_, inputs)| inputs).collect();
     let rows = gap::table(&inputs);
     let out = args.out.as_ref().unwrap_or(&args.runs[0]);
     let paths = gap::write(out, &inputs, &rows)?;
