@@ -1,8 +1,8 @@
 //! Result rows on disk: JSON lines, appended one by one, so that a run that was cut short goes on where it stopped.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -147,22 +147,42 @@ pub struct RowLog {
 }
 
 impl RowLog {
+    /// Of a file that nobody else writes to as long as this one lives.
     fn over(path: &Path, file: File) -> Result<Self> {
         let syncer = Syncer::start(&file).map_err(Error::io("syncing", path))?;
         Ok(Self { path: path.to_path_buf(), file, syncer })
     }
 
-    /// Starts an empty file. Rows that are there already are kept beside it under the same name with `.old`.
+    fn open_alone(path: &Path) -> Result<File> {
+        let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
+        let file = opened.map_err(Error::io("opening", path))?;
+        // Where a file system has no locks, runs have to keep apart by themselves.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            let message = "another run is writing to it; wait for that, or choose another --out or --label".to_string();
+            return Err(Error::Json { path: path.to_path_buf(), message });
+        }
+        Ok(file)
+    }
+
+    /// Starts an empty file. Rows that are there already are kept beside it under the same name with `.old`, or, where that is
+    /// taken, `.old.1` and so on.
     pub fn create(path: &Path) -> Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(Error::io("creating the folder", folder))?;
         }
-        if std::fs::metadata(path).is_ok_and(|there| there.is_file() && there.len() > 0) {
-            let mut old = path.as_os_str().to_os_string();
-            old.push(".old");
-            std::fs::rename(path, old).map_err(Error::io("setting aside", path))?;
+        let file = Self::open_alone(path)?;
+        if file.metadata().is_ok_and(|there| there.len() == 0) {
+            return Self::over(path, file);
         }
-        Self::over(path, File::create(path).map_err(Error::io("creating", path))?)
+        let named = |end: String| {
+            let mut name = path.as_os_str().to_os_string();
+            name.push(end);
+            PathBuf::from(name)
+        };
+        let names = (0..).map(|number| if number == 0 { ".old".to_string() } else { format!(".old.{number}") });
+        let Some(old) = names.map(named).find(|old| !old.exists()) else { unreachable!("names do not end") };
+        std::fs::rename(path, old).map_err(Error::io("setting aside", path))?;
+        Self::over(path, Self::open_alone(path)?)
     }
 
     /// Opens a file to go on with it: gives the rows that are there and cuts off a torn last line. A missing file is
@@ -171,11 +191,10 @@ impl RowLog {
         if !path.exists() {
             return Ok((Self::create(path)?, Vec::new()));
         }
+        let mut file = Self::open_alone(path)?;
         let bytes = std::fs::read(path).map_err(Error::io("reading", path))?;
         let (rows, sound) = parse(path, &bytes)?;
-        let mut file = OpenOptions::new().write(true).open(path).map_err(Error::io("opening", path))?;
         file.set_len(sound as u64).map_err(Error::io("cutting the torn last line of", path))?;
-        file.seek(SeekFrom::End(0)).map_err(Error::io("opening", path))?;
         if sound > 0 && bytes[sound - 1] != b'\n' {
             file.write_all(b"\n").map_err(Error::io("writing", path))?;
         }
@@ -256,11 +275,28 @@ mod tests {
     fn starting_over_sets_the_earlier_rows_aside() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = folder.path().join("rows.jsonl");
-        for case_id in ["paid for", "new"] {
+        for case_id in ["paid for", "also", "new"] {
             RowLog::create(&path).and_then(|mut log| log.append(&row(case_id, None))).expect("rows");
         }
-        assert_eq!(read::<PlanRow>(&path).expect("read")[0].case_id, "new");
-        assert_eq!(read::<PlanRow>(&folder.path().join("rows.jsonl.old")).expect("read")[0].case_id, "paid for");
+        for (end, case_id) in [("", "new"), (".old", "paid for"), (".old.1", "also")] {
+            let rows = read::<PlanRow>(&folder.path().join(format!("rows.jsonl{end}"))).expect("read");
+            assert_eq!(rows[0].case_id, case_id);
+        }
+    }
+
+    #[test]
+    fn only_one_run_writes_to_a_file() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("rows.jsonl");
+        let mut log = RowLog::create(&path).expect("created");
+        log.append(&row("a", None)).expect("append");
+        for attempt in [RowLog::create(&path).err(), RowLog::resume::<PlanRow>(&path).err()] {
+            let text = attempt.expect("refused").to_string();
+            assert!(text.contains("rows.jsonl") && text.contains("another run"), "{text}");
+        }
+        log.append(&row("b", None)).expect("append");
+        drop(log);
+        assert_eq!(RowLog::resume::<PlanRow>(&path).expect("resumed").1.len(), 2);
     }
 
     #[test]

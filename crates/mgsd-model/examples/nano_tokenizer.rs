@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 /// What is cut out as one piece before the vocabulary is looked up. A piece outside the vocabulary becomes its bytes.
 const PIECES: &str = concat!(
     r"\(\d,\d\)",                                                         // a cell
-    r"|\d+x\d+",                                                          // a size
+    r"|\d{1,3}x\d{1,3}",                                                  // a size
     r"|\n?\d\.(?: |\n)",                                                  // an item's number
     r"|: (?:none|(?:up|right|down|left)(?:, (?:up|right|down|left))*)\n", // open directions of a cell
     r"|(?:up|right|down|left)(?:, (?:up|right|down|left))*",              // legal moves

@@ -53,6 +53,9 @@ impl Sampling {
     }
 }
 
+/// Below this temperature the likeliest token is taken.
+const COLDEST: f32 = 1e-5;
+
 /// Chooses tokens for one request.
 pub(crate) struct Sampler {
     settings: Sampling,
@@ -64,7 +67,11 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    pub fn new(settings: Sampling, prompt: &[u32], vocab: usize) -> Self {
+    pub fn new(mut settings: Sampling, prompt: &[u32], vocab: usize) -> Self {
+        // Differences of logits over it would leave the range of numbers.
+        if settings.temperature < COLDEST {
+            settings.temperature = 0.0;
+        }
         let mut seen = Vec::new();
         if settings.repetition_penalty != 1.0 {
             seen.resize(vocab, false);
@@ -363,6 +370,14 @@ mod tests {
         let two = (p[1] + p[10]) as f32;
         assert_eq!(alive(Sampling { top_p: two - 0.001, ..Sampling::policy(0) }), [1, 10]);
         assert_eq!(alive(Sampling { top_p: two + 0.001, ..Sampling::policy(0) }), [1, 10, 19]);
+    }
+
+    #[test]
+    fn a_temperature_hardly_above_zero_takes_the_likeliest() {
+        for temperature in [1e-40, 1e-38, 1e-6] {
+            let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::policy(0) }, &[], 3);
+            assert_eq!([0; 8].map(|_| sampler.pick(&[0.5, 2.0, 1.0]).0), [1; 8], "{temperature}");
+        }
     }
 
     #[test]

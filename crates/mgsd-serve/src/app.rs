@@ -14,7 +14,7 @@ use mgsd_model::processor::Processor;
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
 /// The other end of a connection.
@@ -42,7 +42,7 @@ pub struct App {
     /// Memory for all bodies, in units of [`crate::body::UNIT`].
     pub body_memory: Arc<Semaphore>,
     /// How many preparations may run at once.
-    pub workers: Semaphore,
+    pub workers: Arc<Semaphore>,
     /// Fetches pictures from elsewhere, if that is allowed.
     pub remote: Option<Remote>,
     /// Boards, their pictures and prompts, for the page.
@@ -53,6 +53,8 @@ pub struct App {
     pub key: Option<KeyHash>,
     /// Set when the server is being stopped.
     pub draining: AtomicBool,
+    /// Requests that were let in and have no response yet.
+    pub begun: AtomicUsize,
     /// Number of the next answer.
     pub answers: AtomicU32,
 }
@@ -66,8 +68,11 @@ impl App {
     /// Runs work that takes the processor's time where it does not hold up the connections.
     pub async fn on_worker<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Reply<T> {
         let failed = "preparing the request failed; the server's messages say why";
-        let _turn = self.workers.acquire().await.map_err(|_| ApiError::internal(failed))?;
-        tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal(failed))
+        let turn = Arc::clone(&self.workers).acquire_owned().await.map_err(|_| ApiError::internal(failed))?;
+        // The turn ends with the work, also when whoever asked for it has left.
+        let work = move || (work(), turn);
+        let (done, _) = tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::internal(failed))?;
+        Ok(done)
     }
 }
 
@@ -97,10 +102,28 @@ pub async fn gate(State(app): State<Arc<App>>, request: Request, next: Next) -> 
             return ApiError::unauthorized().into_response();
         }
     }
-    if app.draining.load(Ordering::Relaxed) {
+    // Counted before the look at the flag, so that who stops the server sees all that were let in.
+    let _begun = Begun::new(&app);
+    if app.draining.load(Ordering::SeqCst) {
         return ApiError::unavailable("the server is stopping; try another one").into_response();
     }
     next.run(request).await
+}
+
+/// A request that was let in, until its response is there or its client has left.
+struct Begun<'a>(&'a App);
+
+impl<'a> Begun<'a> {
+    fn new(app: &'a App) -> Self {
+        app.begun.fetch_add(1, Ordering::SeqCst);
+        Self(app)
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.begun.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use std::future::{Future, poll_fn};
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
@@ -85,7 +85,7 @@ impl Server {
 
     /// Refuses new requests from now on; answers under way go on.
     pub fn begin_drain(&self) {
-        self.app.draining.store(true, Ordering::Relaxed);
+        self.app.draining.store(true, Ordering::SeqCst);
     }
 
     /// Stops: new requests are refused, answers under way may end within the time that the options give, or until
@@ -93,14 +93,13 @@ impl Server {
     pub fn stop(self, hurry: &AtomicBool) -> bool {
         self.begin_drain();
         let until = Instant::now() + self.drain;
-        while !self.app.engine.is_idle()
-            && self.app.engine.failure().is_none()
-            && Instant::now() < until
-            && !hurry.load(Ordering::Relaxed)
+        // First those that are still being prepared: the engine hears of them before they are done.
+        let idle = || self.app.begun.load(Ordering::SeqCst) == 0 && self.app.engine.is_idle();
+        while !idle() && self.app.engine.failure().is_none() && Instant::now() < until && !hurry.load(Ordering::Relaxed)
         {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let ended = self.app.engine.is_idle();
+        let ended = idle();
         // Answers that are given up tell their clients so before the connections close.
         self.app.engine.stop();
         self.close.send_replace(true);
@@ -132,12 +131,13 @@ fn app(options: &Options, load: Loader) -> Result<App> {
         most_tokens: limits.tokens.max(1),
         most_body: limits.body,
         body_memory: Arc::new(Semaphore::new((limits.all_bodies / body::UNIT).clamp(1, Semaphore::MAX_PERMITS))),
-        workers: Semaphore::new(cores().max(2)),
+        workers: Arc::new(Semaphore::new(cores().max(2))),
         remote: options.remote.map(Remote::new),
         boards,
         metrics,
         key: options.api_key.as_deref().map(KeyHash::new),
         draining: AtomicBool::new(false),
+        begun: AtomicUsize::new(0),
         answers: AtomicU32::new(0),
     })
 }

@@ -88,6 +88,7 @@ impl Http {
             Outcome::Answered(answer) => Outcome::Answered(answer),
             Outcome::Rejected(said) => Outcome::Rejected(key.hide(&said)),
             Outcome::Refused(said) => Outcome::Refused(key.hide(&said)),
+            Outcome::Missing(said) => Outcome::Missing(key.hide(&said)),
             Outcome::Busy(said, wait) => Outcome::Busy(key.hide(&said), wait),
             Outcome::Failed(said) => Outcome::Failed(key.hide(&said)),
             Outcome::Unreachable(said) => Outcome::Unreachable(key.hide(&said)),

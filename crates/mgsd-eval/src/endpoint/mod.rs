@@ -191,8 +191,10 @@ impl EndpointClient {
                     self.pool.give_back(at, Health::Well);
                     return fail(format!("{}: {said}", address.shown));
                 }
+                // One that answered before has a proxy in front that does not find it for a moment.
+                Outcome::Missing(said) if self.pool.has_answered(at) => (Health::Stumbled(said.clone()), said, None),
                 // Another endpoint may take the question: not an attempt of its own.
-                Outcome::Refused(said) => {
+                Outcome::Refused(said) | Outcome::Missing(said) => {
                     self.pool.give_back(at, Health::Refused(said));
                     continue;
                 }
@@ -214,8 +216,11 @@ impl EndpointClient {
             self.count(|spent| spent.retries += 1);
             if !self.pool.has_another(at) {
                 self.pool.sleep(match wait {
-                    // All who wait for the same moment come a little apart.
-                    Some(wait) => wait + wait.min(Duration::from_secs(4)).mul_f64(0.25 * chance()),
+                    // All who wait for the same moment come a little apart, and nobody at once, whatever is asked for.
+                    Some(wait) => {
+                        let wait = wait.max(self.backoff(attempt));
+                        wait + wait.min(Duration::from_secs(4)).mul_f64(0.25 * chance())
+                    }
                     None => self.backoff(attempt),
                 });
             }

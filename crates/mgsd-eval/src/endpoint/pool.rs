@@ -1,8 +1,8 @@
 //! Which endpoint gets the next question: the least busy one of those that are there.
 //!
 //! An endpoint that cannot be reached, or that stumbles three times in a row, rests for a while; then one question is
-//! sent to it as a trial. One that asks for a pause (429 with `Retry-After`) gets it. One that refuses us (401, 404)
-//! is not asked again.
+//! sent to it as a trial. One that asks for a pause (429 with `Retry-After`) gets it. One that refuses us (401, or
+//! 404 before it has answered) is not asked again.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,6 +43,7 @@ struct State {
     failures: u32,
     not_before: Option<Instant>,
     refused: bool,
+    answered: bool,
     last_error: Option<String>,
 }
 
@@ -132,6 +133,11 @@ impl Pool {
         self.lock().states.iter().enumerate().any(|(at, state)| at != than && state.is_free(now))
     }
 
+    /// Whether an endpoint has worked in this run.
+    pub fn has_answered(&self, at: usize) -> bool {
+        self.lock().states[at].answered
+    }
+
     /// Gives an endpoint back, with what was seen of it.
     pub fn give_back(&self, at: usize, health: Health) {
         let mut inner = self.lock();
@@ -155,6 +161,7 @@ impl Pool {
         };
         match health {
             Health::Well => {
+                state.answered = true;
                 // A pause that was asked for meanwhile stays.
                 if state.failures > 0 {
                     (state.failures, state.not_before) = (0, None);

@@ -14,8 +14,10 @@ pub(super) enum Outcome {
     Answered(Answer),
     /// The question itself is refused: asking again would not help.
     Rejected(String),
-    /// The endpoint refuses us (key, path, model): others may not.
+    /// The endpoint refuses us (key, model): others may not.
     Refused(String),
+    /// There is nothing at this address: the same, unless there was something before.
+    Missing(String),
     /// Too many questions; the wait that the server asks for, if it says.
     Busy(String, Option<Duration>),
     /// The endpoint stumbled: worth another try.
@@ -38,6 +40,7 @@ struct Completion {
 struct Choice {
     message: Option<Reply>,
     finish_reason: Option<String>,
+    error: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +63,8 @@ pub(super) fn read(status: u16, wait: Option<Duration>, bytes: &[u8]) -> Outcome
     match status {
         200..=299 => completion(bytes),
         300..=399 => Outcome::Refused(format!("HTTP {status}: a redirect; give the address that it leads to")),
-        401 | 404 | 405 => Outcome::Refused(said()),
+        401 => Outcome::Refused(said()),
+        404 | 405 => Outcome::Missing(said()),
         // A quota that is used up comes back as 429 at some providers, and no wait mends it.
         429 if message(bytes).contains("insufficient_quota") => Outcome::Refused(said()),
         429 => Outcome::Busy(said(), wait),
@@ -90,17 +94,21 @@ fn completion(bytes: &[u8]) -> Outcome {
         }
     };
     let usage = completion.usage;
-    let Some(Choice { message: Some(reply), finish_reason }) = completion.choices.into_iter().next() else {
-        return Outcome::Failed(format!("the answer has no choices[0].message: {}", shorten(bytes)));
+    let Some(Choice { message, finish_reason, error }) = completion.choices.into_iter().next() else {
+        return Outcome::Failed(format!("the answer has no choices[0]: {}", shorten(bytes)));
     };
     let finish = finish_reason.unwrap_or_default();
-    let text = match text(&reply.content) {
-        Some(text) => text,
-        None if finish == "content_filter" => {
-            return Outcome::Rejected("the server's content filter kept the answer back".into());
-        }
-        None => reply.refusal.unwrap_or_default(),
+    // What the server broke off is not the model's answer.
+    if error.is_some() || ["error", "abort"].contains(&finish.as_str()) {
+        return Outcome::Failed(format!("the server broke the answer off: {}", shorten(bytes)));
+    }
+    if finish == "content_filter" {
+        return Outcome::Rejected("the server's content filter kept the answer back".into());
+    }
+    let Some(reply) = message else {
+        return Outcome::Failed(format!("the answer has no choices[0].message: {}", shorten(bytes)));
     };
+    let text = text(&reply.content).or(reply.refusal).unwrap_or_default();
     Outcome::Answered(Answer {
         text,
         tokens: usage.as_ref().and_then(|usage| usage.completion_tokens),
@@ -150,7 +158,7 @@ pub(super) fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.parse::<f64>() {
         return Duration::try_from_secs_f64(seconds).ok();
     }
-    let then = UNIX_EPOCH + Duration::from_secs(http_date(value)?);
+    let then = UNIX_EPOCH.checked_add(Duration::from_secs(http_date(value)?))?;
     Some(then.duration_since(now).unwrap_or_default())
 }
 
@@ -164,7 +172,8 @@ fn http_date(text: &str) -> Option<u64> {
     let year: u64 = words.next()?.parse().ok()?;
     let mut clock = words.next()?.splitn(3, ':').map(|part| part.parse::<u64>().ok());
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
-    if words.next()? != "GMT" || year < 1970 || !(1..=31).contains(&day) {
+    let dated = (1970..=9999).contains(&year) && (1..=31).contains(&day);
+    if words.next()? != "GMT" || !dated || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     // Days before a month, with March as the first month of a year: leap days then come last.
@@ -203,15 +212,29 @@ mod tests {
             Outcome::Answered(_) => "answered",
             Outcome::Rejected(_) => "rejected",
             Outcome::Refused(_) => "refused",
+            Outcome::Missing(_) => "missing",
             Outcome::Busy(..) => "busy",
             Outcome::Failed(_) | Outcome::Unreachable(_) => "failed",
         };
         for status in [400, 402, 403, 413, 422, 501] {
             assert_eq!(kind(status, "{}"), "rejected", "{status}");
         }
-        for status in [301, 401, 404] {
+        for status in [301, 401] {
             assert_eq!(kind(status, "{}"), "refused", "{status}");
         }
+        for status in [404, 405] {
+            assert_eq!(kind(status, "{}"), "missing", "{status}");
+        }
+        // Answers that the server broke off are not the model's.
+        for choice in [
+            r#"{"message":{"content":""},"finish_reason":"error","error":{"code":502}}"#,
+            r#"{"message":{"content":"up"},"finish_reason":"abort"}"#,
+            r#"{"error":{"code":502}}"#,
+        ] {
+            assert_eq!(kind(200, &format!(r#"{{"choices":[{choice}]}}"#)), "failed", "{choice}");
+        }
+        let kept_back = r#"{"choices":[{"message":{"content":"up"},"finish_reason":"content_filter"}]}"#;
+        assert_eq!(kind(200, kept_back), "rejected");
         for status in [408, 500, 502, 503, 504, 529] {
             assert_eq!(kind(status, ""), "failed", "{status}");
         }
@@ -239,7 +262,8 @@ mod tests {
         assert_eq!(retry_after("Thu, 29 Feb 2024 00:00:00 GMT", UNIX_EPOCH), Some(Duration::from_secs(1_709_164_800)));
         assert_eq!(retry_after(" 2 ", now), Some(Duration::from_secs(2)));
         assert_eq!(retry_after("0.5", now), Some(Duration::from_millis(500)));
-        for nothing in ["soon", "-1", "", "Sun, 06 Foo 1994 08:49:37 GMT"] {
+        let far = "Sun, 06 Nov 500000000000 08:49:37 GMT";
+        for nothing in ["soon", "-1", "", "Sun, 06 Foo 1994 08:49:37 GMT", far, "Sun, 06 Nov 1994 99:99:99 GMT"] {
             assert_eq!(retry_after(nothing, now), None, "{nothing}");
         }
     }

@@ -2,7 +2,7 @@
 
 use super::messages::{conversation, remote_pictures};
 use super::objects::{Choice, Completion, LogProbs, Spoken, StopReason, TokenLogProbs, Usage};
-use super::prepare::{check_prompt, held_bytes, truncate};
+use super::prepare::{check_prompt, patches, truncate};
 use super::request::ChatRequest;
 use super::text::TextBuilder;
 use crate::app::{App, Peer};
@@ -90,13 +90,19 @@ struct Prepared {
 fn prepare(app: &App, request: ChatRequest, fetched: &Fetched) -> Reply<Prepared> {
     let messages = conversation(&request.messages, app.pictures, fetched)?;
     let wrong = |error: mgsd_model::error::Error| ApiError::invalid("messages", error.to_string());
-    let mut prompt = app.processor.prompt(&messages).map_err(wrong)?;
     let info = &app.engine.info;
+    // Before pictures are cut into patches, which takes thousands of times the memory of a small file.
+    let (patches, vision) = (patches(&messages, &app.processor)?, &info.config.vision);
+    let tokens = patches / vision.spatial_merge_size.pow(2);
+    if request.truncate.is_none() && tokens >= info.context {
+        return Err(ApiError::too_long(tokens, info.context));
+    }
+    let pictures = app.engine.hold_pictures(patches * vision.patch_len() * size_of::<f32>())?;
+    let mut prompt = app.processor.prompt(&messages).map_err(wrong)?;
     if let Some(keep) = request.truncate {
         truncate(&mut prompt, keep, &info.config, info.context)?;
     }
     check_prompt(&prompt, &info.config, info.context)?;
-    let pictures = app.engine.hold_pictures(held_bytes(&prompt))?;
     Ok(Prepared { request, prompt: Arc::new(prompt), pictures })
 }
 

@@ -3,8 +3,10 @@
 use super::request::Truncate;
 use crate::reply::{ApiError, Reply};
 use mgsd_model::batch::Batch;
+use mgsd_model::chat::Message;
 use mgsd_model::config::Config;
-use mgsd_model::processor::Prompt;
+use mgsd_model::image::ImageSource;
+use mgsd_model::processor::{Processor, Prompt};
 
 /// Makes sure that the engine can run a prompt, and that `context` leaves room for an answer.
 pub fn check_prompt(prompt: &Prompt, config: &Config, context: usize) -> Reply<()> {
@@ -13,6 +15,18 @@ pub fn check_prompt(prompt: &Prompt, config: &Config, context: usize) -> Reply<(
     }
     Batch::new(config).push(prompt).map_err(|error| ApiError::invalid("messages", error.to_string()))?;
     Ok(())
+}
+
+/// Patches that the pictures of a conversation will be cut into, before any is.
+pub fn patches(messages: &[Message], processor: &Processor) -> Reply<usize> {
+    let grid = |picture: &ImageSource| match picture {
+        ImageSource::Rgb(picture) => processor.images.grid(picture.height, picture.width).map(|grid| grid.patches()),
+        ImageSource::Patches(patches) => Ok(patches.grid.patches()),
+        // Pictures of requests are decoded by now.
+        ImageSource::Path(_) | ImageSource::Bytes(_) => Ok(0),
+    };
+    let patches: Result<Vec<usize>, _> = messages.iter().flat_map(Message::images).map(grid).collect();
+    Ok(patches.map_err(|error| ApiError::invalid("messages", error.to_string()))?.into_iter().sum())
 }
 
 /// Bytes that a prompt's pictures take until its answers have ended.
