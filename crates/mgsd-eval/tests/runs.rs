@@ -110,7 +110,7 @@ fn gold_plans_score_optimal_and_failed_answers_are_asked_again() {
         folder.path(),
         &mut |_| {},
     );
-    let text = again.err().expect("refused").to_string();
+    let text = again.expect_err("refused").to_string();
     assert!(
         text.contains("script_image.jsonl") && text.contains(&cases[3].case_id) && text.contains("--out"),
         "{text}"

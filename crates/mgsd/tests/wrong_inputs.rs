@@ -194,7 +194,7 @@ fn wrong_distillation_rows_name_the_file_and_the_field() {
     refused(&["opcd.teacher=folder"], &["opcd.teacher_model"]);
     refused(&["opcd.teacher=folder", "opcd.teacher_model=\"nowhere\""], &["nowhere"]);
     refused(&["opcd.top_k=4", "opcd.loss=policy-gradient"], &["opcd.top_k", "policy-gradient"]);
-    refused(&["opcd.top_k=0"], &["opcd.top_k", "at least 1"]);
+    refused(&["opcd.top_k=0"], &["opcd.top_k", "at least 2"]);
     refused(&["epochs=1"], &["epochs", "steps"]);
     tear(&folder.join("rows/train.parquet"), 0.7);
     refused(&["data.train=\"rows/train.parquet\""], &["rows/train.parquet"]);

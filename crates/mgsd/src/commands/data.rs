@@ -11,6 +11,7 @@ use mgsd_data::opcd::{self, RowOrder, SelectOptions};
 use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_data::{folder, perception_sft};
 use mgsd_tasks::{RenderOptions, Task, perception};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Turn boards into training files, and score perception answers.
@@ -197,8 +198,24 @@ fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
     };
     let mut counts = serde_json::Map::new();
     let validation = train.for_validation(args.val_sample_per_level);
+    let mut boards = HashSet::new();
     for (name, source, options) in [("train", &args.train, train), ("val", &args.val, validation)] {
         let examples = opcd::select(folder::read(source, &args.which.filter())?, &options)?;
+        // Small boards are few: other seeds make many of them again.
+        let keys = examples.iter().map(|example| example.instance.board.key());
+        match name {
+            "train" => boards.extend(keys),
+            _ => {
+                let shared = keys.filter(|key| boards.contains(key)).count();
+                if shared > 0 {
+                    console.say(format_args!(
+                        "{shared} of {} validation boards are among those to train on; make the boards of the two with \
+                         `mgsd tasks generate --part training` and `--part held-out`",
+                        examples.len()
+                    ));
+                }
+            }
+        }
         let rows = opcd::rows(&examples, &prompts, plan, &args.out)?;
         opcd::write_json(&args.out.join(format!("{name}.json")), &rows)?;
         let samples = rows.iter().map(|row| opcd::sample(row, &args.out)).collect::<Result<Vec<_>, _>>()?;

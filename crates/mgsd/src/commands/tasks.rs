@@ -45,10 +45,11 @@ pub struct Generate {
     /// Name of the split, written into the text files.
     #[arg(long, default_value = "train")]
     split: String,
-    /// Number of the first board.
+    /// Number of the first board; it changes names and where the cycle of difficulties begins, not the seeds.
     #[arg(long, default_value_t = 0)]
     start_index: usize,
-    /// Added to every seed, to keep splits apart.
+    /// Added to every seed. A level's boards are drawn from seeds that count up, so that near seeds give the same boards
+    /// again, and small boards are few with any seed: `--part` keeps what is measured apart from what is trained on.
     #[arg(long, default_value_t = 0)]
     seed_offset: u64,
     /// Side of the pictures in pixels.
