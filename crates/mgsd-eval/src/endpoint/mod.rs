@@ -202,8 +202,7 @@ impl EndpointClient {
                     self.pool.give_back(at, Health::Well);
                     return fail(format!("{}: {said}; asks for a pause of {} s", address.shown, wait.as_secs()));
                 }
-                Outcome::Busy(said, Some(wait)) => (Health::Pause(wait), said, Some(wait)),
-                Outcome::Busy(said, None) => (Health::Well, said, None),
+                Outcome::Busy(said, wait) => (Health::Pause(wait.unwrap_or_default(), said.clone()), said, wait),
                 Outcome::Failed(said) => (Health::Stumbled(said.clone()), said, None),
                 Outcome::Unreachable(said) => (Health::Gone(said.clone()), said, None),
             };

@@ -17,8 +17,8 @@ const LONGEST_REST: Duration = Duration::from_secs(60);
 pub(super) enum Health {
     /// It works.
     Well,
-    /// It works, and wants no question for a while.
-    Pause(Duration),
+    /// It is there, and wants no question for a while.
+    Pause(Duration, String),
     /// It did not answer as it should.
     Stumbled(String),
     /// It is not there.
@@ -41,6 +41,8 @@ struct State {
     in_flight: usize,
     taken: u64,
     failures: u32,
+    /// Attempts in a row without an answer, those after which it asked for a pause among them.
+    unanswered: u32,
     not_before: Option<Instant>,
     refused: bool,
     answered: bool,
@@ -61,7 +63,7 @@ impl State {
 struct Inner {
     states: Vec<State>,
     stopped: bool,
-    /// When an endpoint was last seen to work; the start of the run at first.
+    /// When an endpoint last answered; the start of the run at first.
     well: Instant,
 }
 
@@ -105,6 +107,14 @@ impl Pool {
                 return Err(NoEndpoint::Stopped);
             }
             let now = Instant::now();
+            let open = || inner.states.iter().filter(|state| !state.refused);
+            let dead = open().all(|state| state.failures.max(state.unanswered) >= REST_AFTER && state.in_flight == 0);
+            if dead && (open().count() == 0 || now.duration_since(inner.well) >= self.outage) {
+                let reasons = inner.states.iter().enumerate();
+                return Err(NoEndpoint::Hopeless(
+                    reasons.filter_map(|(at, state)| Some((at, state.last_error.clone()?))).collect(),
+                ));
+            }
             let free = inner.states.iter().enumerate().filter(|(_, state)| state.is_free(now));
             let chosen =
                 free.min_by_key(|(at, state)| (Some(*at) == last, state.in_flight, state.taken)).map(|(at, _)| at);
@@ -114,13 +124,6 @@ impl Pool {
                 return Ok(at);
             }
             let open = || inner.states.iter().filter(|state| !state.refused);
-            let dead = open().all(|state| state.failures >= REST_AFTER && state.in_flight == 0);
-            if dead && (open().count() == 0 || now.duration_since(inner.well) >= self.outage) {
-                let reasons = inner.states.iter().enumerate();
-                return Err(NoEndpoint::Hopeless(
-                    reasons.filter_map(|(at, state)| Some((at, state.last_error.clone()?))).collect(),
-                ));
-            }
             let next = open().filter_map(|state| state.not_before).filter(|then| *then > now).min();
             let wait = next.map_or(Duration::from_secs(1), |then| then.duration_since(now));
             inner = self.changed.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
@@ -142,12 +145,18 @@ impl Pool {
     pub fn give_back(&self, at: usize, health: Health) {
         let mut inner = self.lock();
         let now = Instant::now();
-        if matches!(health, Health::Well | Health::Pause(_)) {
+        if matches!(health, Health::Well) {
             inner.well = now;
         }
         let rest = self.rest;
         let state = &mut inner.states[at];
         state.in_flight = state.in_flight.saturating_sub(1);
+        match health {
+            Health::Well => state.unanswered = 0,
+            // Questions that were under way when it wanted a rest say nothing new.
+            _ if state.rests(now) => {}
+            _ => state.unanswered += 1,
+        }
         let mut fail = |said: String, least: u32| {
             state.last_error = Some(said);
             // Questions that were under way when it died say nothing new.
@@ -167,7 +176,8 @@ impl Pool {
                     (state.failures, state.not_before) = (0, None);
                 }
             }
-            Health::Pause(wait) => {
+            Health::Pause(wait, said) => {
+                state.last_error = Some(said);
                 state.failures = 0;
                 state.not_before = state.not_before.max(Some(now + wait));
             }
@@ -246,14 +256,32 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_that_only_asks_for_pauses_is_given_up_after_the_outage() {
+        let outage = Duration::from_millis(60);
+        for wait in [Duration::ZERO, Duration::from_millis(10)] {
+            let (pool, begun) = (Pool::new(1, LONG, outage), Instant::now());
+            let reasons = loop {
+                match pool.take(None) {
+                    Ok(at) => pool.give_back(at, Health::Pause(wait, "HTTP 503: stopped".into())),
+                    Err(NoEndpoint::Hopeless(reasons)) => break reasons,
+                    Err(NoEndpoint::Stopped) => panic!("nobody stopped it"),
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            assert_eq!(reasons, [(0, "HTTP 503: stopped".to_string())]);
+            assert!(begun.elapsed() >= outage);
+        }
+    }
+
+    #[test]
     fn a_pause_is_kept_and_stop_ends_the_wait() {
         let pool = Pool::new(1, LONG, LONG);
         assert_eq!(pool.take(None), Ok(0));
         let begun = Instant::now();
-        pool.give_back(0, Health::Pause(Duration::from_millis(50)));
+        pool.give_back(0, Health::Pause(Duration::from_millis(50), "HTTP 429".into()));
         assert_eq!(pool.take(None), Ok(0));
         assert!(begun.elapsed() >= Duration::from_millis(50));
-        pool.give_back(0, Health::Pause(LONG));
+        pool.give_back(0, Health::Pause(LONG, "HTTP 429".into()));
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| pool.take(None));
             std::thread::sleep(Duration::from_millis(20));
