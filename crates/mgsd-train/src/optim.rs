@@ -176,8 +176,20 @@ impl OptimiserState {
             let (name, Some(Kept { first, second, rest })) = (&moments.name, &mut moments.kept) else { continue };
             copy_array(path, arrays, &format!("exp_avg.{name}"), first)?;
             copy_array(path, arrays, &format!("exp_avg_sq.{name}"), second)?;
+            let below = format!("master_rest.{name}");
+            if rest.is_some() != arrays.contains_key(&below) {
+                let of = |rest: bool| if rest { "bfloat16 weights, as on a GPU" } else { "32-bit weights, as on CPUs" };
+                return Err(TrainError::file(
+                    path,
+                    format!(
+                        "is of a run with {}, this one has {}; resume it where it was",
+                        of(rest.is_none()),
+                        of(rest.is_some())
+                    ),
+                ));
+            }
             if let Some(rest) = rest {
-                copy_array(path, arrays, &format!("master_rest.{name}"), rest)?;
+                copy_array(path, arrays, &below, rest)?;
             }
         }
         Ok(())
@@ -252,6 +264,10 @@ mod tests {
         state.step(&mut straight, 0.1, 0.7);
         other.step(&mut resumed, 0.1, 0.7);
         assert_eq!(straight[0].value.to_vec(), resumed[0].value.to_vec());
+        let mut of_a_gpu = arrays.clone();
+        of_a_gpu.insert("master_rest.a".into(), arrays["exp_avg.a"].clone());
+        let text = other.restore(Path::new("x"), &of_a_gpu, 1).unwrap_err().to_string();
+        assert!(text.contains("as on a GPU") && text.contains("resume it where it was"), "{text}");
         arrays.remove("exp_avg.a");
         let text = other.restore(Path::new("x"), &arrays, 1).unwrap_err().to_string();
         assert!(text.contains("exp_avg.a") && text.starts_with("x:"), "{text}");
