@@ -46,8 +46,9 @@ pub fn pairs(first: &[PlanRow], second: &[PlanRow]) -> BTreeMap<String, Vec<[f64
     let mut groups = BTreeMap::<String, Vec<[f64; 2]>>::new();
     for row in first.iter().filter(|row| !row.failed()) {
         // Identities repeat from folder to folder; boards, where rows tell, do not.
-        let same = |other: &&&PlanRow| row.board.is_none() || other.board.is_none() || row.board == other.board;
-        if let Some(other) = known.get(row.case_id()).filter(same) {
+        if let Some(other) = known.get(row.case_id())
+            && (row.board.is_none() || other.board.is_none() || row.board == other.board)
+        {
             groups.entry(row.task.clone()).or_default().push([hit(row), hit(other)]);
         }
     }

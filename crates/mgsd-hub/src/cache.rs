@@ -90,15 +90,13 @@ pub(crate) fn has_what_it_needs(has: &dyn Fn(&str) -> bool) -> bool {
     has("config.json") && tokenizer && (has("preprocessor_config.json") || has("processor_config.json"))
 }
 
+/// Whether a folder has all that, and a model's weights.
 fn is_whole(folder: &Path) -> bool {
     let has = |file: &str| folder.join(file).is_file();
-    if !has_what_it_needs(&has) || has("adapter_config.json") {
-        return has_what_it_needs(&has);
-    }
     let shards = || {
         let index = std::fs::read(folder.join("model.safetensors.index.json")).ok()?;
         let index: serde_json::Value = serde_json::from_slice(&index).ok()?;
         Some(index.get("weight_map")?.as_object()?.values().all(|file| file.as_str().is_some_and(has)))
     };
-    has("model.safetensors") || shards() == Some(true)
+    has_what_it_needs(&has) && (has("adapter_config.json") || has("model.safetensors") || shards() == Some(true))
 }

@@ -67,6 +67,20 @@ struct Inner {
     well: Instant,
 }
 
+impl Inner {
+    /// Those that did not refuse us.
+    fn open(&self) -> impl Iterator<Item = &State> {
+        self.states.iter().filter(|state| !state.refused)
+    }
+
+    /// Whether nothing can be hoped for: nobody is left, or nobody has answered for `outage`, several times asked, and no
+    /// question is under way.
+    fn is_hopeless(&self, now: Instant, outage: Duration) -> bool {
+        let silent = |state: &State| state.failures.max(state.unanswered) >= REST_AFTER && state.in_flight == 0;
+        self.open().next().is_none() || (self.open().all(silent) && now.duration_since(self.well) >= outage)
+    }
+}
+
 /// The endpoints of a run, by number.
 pub(super) struct Pool {
     inner: Mutex<Inner>,
@@ -107,9 +121,7 @@ impl Pool {
                 return Err(NoEndpoint::Stopped);
             }
             let now = Instant::now();
-            let open = || inner.states.iter().filter(|state| !state.refused);
-            let dead = open().all(|state| state.failures.max(state.unanswered) >= REST_AFTER && state.in_flight == 0);
-            if dead && (open().count() == 0 || now.duration_since(inner.well) >= self.outage) {
+            if inner.is_hopeless(now, self.outage) {
                 let reasons = inner.states.iter().enumerate();
                 return Err(NoEndpoint::Hopeless(
                     reasons.filter_map(|(at, state)| Some((at, state.last_error.clone()?))).collect(),
@@ -123,8 +135,7 @@ impl Pool {
                 inner.states[at].taken += 1;
                 return Ok(at);
             }
-            let open = || inner.states.iter().filter(|state| !state.refused);
-            let next = open().filter_map(|state| state.not_before).filter(|then| *then > now).min();
+            let next = inner.open().filter_map(|state| state.not_before).filter(|then| *then > now).min();
             let wait = next.map_or(Duration::from_secs(1), |then| then.duration_since(now));
             inner = self.changed.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
         }

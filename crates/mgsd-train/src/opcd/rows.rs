@@ -232,7 +232,8 @@ impl Set {
             return Ok(());
         }
         Err(TrainError::other("opcd.reference_plan")(format!(
-            "false does nothing here: the rows of {} bring the teacher's texts along; leave the key out and make them with `mgsd data opcd --no-reference-plan`, or name a task folder",
+            "false does nothing here: the rows of {} bring the teacher's texts along; leave the key out and make them \
+             with `mgsd data opcd --no-reference-plan`, or name a task folder",
             path.display()
         )))
     }

@@ -27,7 +27,7 @@ __device__ __forceinline__ u64 read_once() {
     return once;
 }
 
-// The same with such a hint.
+// Copies 16 bytes as above, with such a hint.
 __device__ __forceinline__ void copy_16(u32 to, const void *from, bool valid, u64 once) {
     const int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(bytes), "l"(once)
