@@ -57,7 +57,7 @@ pub(crate) const FEW: [&str; 10] =
     ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "GATED", "NORM", "LOW"];
 
 /// What the kernel of large products is compiled for.
-pub(crate) const LARGE: [&str; 7] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "LOWS", "STEPS"];
+pub(crate) const LARGE: [&str; 8] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "EACH", "LOWS", "STEPS"];
 
 /// What the kernel of adapters' thin products is compiled for.
 pub(crate) const THIN: [&str; 5] = ["SETS", "RANK", "ALONG", "DOWN", "TURNED"];

@@ -66,6 +66,41 @@ fn layers_with_adapters() {
 }
 
 #[test]
+fn layers_of_one_input() {
+    let Some((device, _turn)) = gpu("layers_of_one_input") else { return };
+    let mut n = Numbers(44);
+    // As many tiles of 256, 192, 160 and 128 columns as `ROWS` leave room for, the last of each layer not full; and too few.
+    let outputs = [[2032, 504, 760], [1528, 376, 568], [1272, 312, 472], [1016, 248, 376], [264, 72, 8]];
+    for case in Case::both(device) {
+        for (outputs, (inputs, rank)) in outputs.into_iter().zip([(328, 8), (136, 24), (200, 64), (640, 8), (72, 8)]) {
+            let (x, xg) = case.pair(n.tensor(ROWS, inputs, 1.0));
+            let w = outputs.map(|outputs| case.pair(n.tensor(outputs, inputs, 0.05)));
+            let a = outputs.map(|_| case.pair(n.tensor(rank, inputs, 0.05)));
+            let b = outputs.map(|outputs| case.pair(n.tensor(outputs, rank, 0.3)));
+            for adapted in [[true; 3], [false; 3], [true, false, true]] {
+                let here = [0, 1, 2].map(|i| together(&w[i].0, &a[i].0, &b[i].0, adapted[i]));
+                let there = [0, 1, 2].map(|i| together(&w[i].1, &a[i].1, &b[i].1, adapted[i]));
+                let empty = || [0; 3].map(|_| Tensor::empty());
+                let (mut y, mut lows) = (empty(), empty());
+                layer::forward_each(y.each_mut(), &x, here, lows.each_mut());
+                let mut first: Option<[Vec<f32>; 3]> = None;
+                for _ in 0..2 {
+                    let mut lows = empty();
+                    let mut yg = outputs.map(|outputs| poison(&Tensor::zeros_on(device, case.dtype, ROWS, outputs)));
+                    layer::forward_each(yg.each_mut(), &xg, there, lows.each_mut());
+                    for (y, yg) in y.iter().zip(&yg) {
+                        let what = format!("{adapted:?} [{ROWS}, {inputs}] to {} of {outputs:?}", y.cols());
+                        case.near(&what, y, yg, 1e-5, 8e-3);
+                    }
+                    let found = yg.each_ref().map(Tensor::to_vec);
+                    assert!(first.get_or_insert_with(|| found.clone()) == &found, "other bits again: {outputs:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn gate_and_up() {
     let Some((device, _turn)) = gpu("gate_and_up") else { return };
     let mut n = Numbers(41);

@@ -1,6 +1,7 @@
 // Large products: out = x Wᵀ, or x W, for thousands of rows of x, bfloat16, compute capability 9.0 (its tensor cores and
 // its copy engine), and in the same pass what would otherwise read and write the result again: low-rank adapters, a
-// matrix that is added, several products whose sum is wanted, and the gated product silu(x Wgᵀ) * (x Wuᵀ).
+// matrix that is added, several products whose sum is wanted, several of one x, and the gated product
+// silu(x Wgᵀ) * (x Wuᵀ).
 //
 // A cluster of two blocks owns tiles of 256 rows by WIDE columns, one after another; 128 rows are a block's. One thread
 // asks the copy engine for pieces of 64 along the sum into a ring in shared memory; two groups of four warps, 64 rows
@@ -14,7 +15,8 @@
 // cores for a tenth of the time.
 
 // x[i] [rows, 64 * chunks_i], w[i] [outputs, 64 * chunks_i] (ACROSS: the other way round), out = Σ x[i] w[i]ᵀ; with GATED x[0],
-// w[0], w[1], and out[1], out[2] receive the halves. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
+// w[0], w[1], and out[1], out[2] receive the halves; with EACH out[i] = x[0] w[i]ᵀ, and chunks1, chunks2 are where in a row
+// of tiles those of w[1] and w[2] begin. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
 // round). Boxes of 64 columns by 128 rows (x, low), RESULTS / 2 (w, b) or, ACROSS, 32; PANEL by 64 (out, base). Tiles: `down`
 // by `along`. At least two chunks. A grid of clusters, as many as run at the same time or fewer; block THREADS. Shared
 // memory: the ring, RESULT_BYTES for each group, 2 * STAGES + 6 barriers.
@@ -55,7 +57,8 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         if (threadIdx.x == WORKERS) {
             for (int index = first; index < tiles; index += step) {
                 const Place place = place_of(index, down, along, group);
-                const int row = (place.row * BLOCKS + order) * TALL, column = place.column * RESULTS;
+                const Part part = part_of(place, chunks1, chunks2);
+                const int row = (place.row * BLOCKS + order) * TALL, column = part.column;
                 // One piece. With GATED `other` are the weights of the second half, from row `other_at`.
                 const auto ask = [&](const Map* x, const Map* w, const Map* other, int k, int w_at, int other_at) {
                     barrier_wait(empty + slot * 8, parity ^ 1);
@@ -73,13 +76,17 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 #endif
                     onwards();
                 };
-                for (int i = 0; i < chunks0; i++) ask(&maps.x[0], &maps.w[0], &maps.w[1], i * 64, column, column);
+                for (int i = 0; i < chunks0; i++) ask(&maps.x[0], &maps.w[part.set], &maps.w[1], i * 64, column, column);
+#if EACH
+                if (LOWS) ask(&maps.low[part.set], &maps.b[part.set], 0, 0, column, 0);
+#else
                 for (int i = 0; i < chunks1; i++) ask(&maps.x[1], &maps.w[1], 0, i * 64, column, 0);
                 for (int i = 0; i < chunks2; i++) ask(&maps.x[2], &maps.w[2], 0, i * 64, column, 0);
                 // Rows that are outside are zeros: the other half gets nothing from this adapter.
                 for (int i = 0; i < LOWS; i++)
                     ask(&maps.low[i], &maps.b[i], &maps.b[i], 0, GATED && i == 1 ? -RESULTS : column,
                         i == 0 ? -RESULTS : column);
+#endif
             }
         }
 #if GATED
@@ -128,7 +135,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 #endif
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GATED ? 216 : 232));
-        const int g = lane / 4, t = lane % 4, chunks = GATED ? chunks0 : chunks0 + chunks1 + chunks2;
+        const int g = lane / 4, t = lane % 4, chunks = GATED || EACH ? chunks0 : chunks0 + chunks1 + chunks2;
         // One thread of a group speaks to the copy engine.
         const bool speaks = threadIdx.x % 128 == 0;
         const u32 panels = results + team * RESULT_BYTES;
@@ -144,8 +151,9 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         for (int index = first; index < tiles; index += step, turn++) {
             // With GATED others copy out.
             [[maybe_unused]] const Place place = place_of(index, down, along, group);
+            [[maybe_unused]] const Part part = part_of(place, chunks1, chunks2);
             [[maybe_unused]] const int row = (place.row * BLOCKS + order) * TALL + team * 64;
-            [[maybe_unused]] const int column = place.column * RESULTS;
+            [[maybe_unused]] const int column = part.column;
             float c[WIDE / 2];
             int last = 0;
             for (int i = 0; i < chunks; i++) {
@@ -225,7 +233,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
             if (speaks) {
 #pragma unroll
                 for (int panel = 0; panel < PANELS; panel++)
-                    copy_out(&maps.out[0], column + panel * PANEL, row, panels + panel * PANEL_BYTES);
+                    copy_out(&maps.out[part.set], column + panel * PANEL, row, panels + panel * PANEL_BYTES);
                 step_ends();
             }
             __syncwarp();

@@ -6,7 +6,8 @@
 //   ACROSS  1: weights are [inner, outputs] and out = x W; 0: they are [outputs, inner]
 //   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ); 2: the two halves are kept as well; WIDE is 256
 //   BASE    1: a matrix is added
-//   LOWS    adapters; with GATED one for each half, or none
+//   EACH    1: several products of one x, side by side; without GATED, BASE and ACROSS
+//   LOWS    adapters; with GATED one for each half, or none; with EACH 1 if each product has one
 //   STEPS   times sixteen columns of an adapter
 
 // Blocks of a cluster.
@@ -159,6 +160,20 @@ struct Place {
 __device__ __forceinline__ Place place_of(int index, int down, int along, int group) {
     const int band = index / (group * along), rest = index % (group * along), height = min(group, down - band * group);
     return {band * group + rest % height, rest / height};
+}
+
+// Which product a tile belongs to, and its first column there.
+struct Part {
+    int set, column;
+};
+
+__device__ __forceinline__ Part part_of(Place place, int second, int third) {
+#if EACH
+    const int set = (place.column >= second) + (place.column >= third);
+    return {set, (place.column - (set == 0 ? 0 : set == 1 ? second : third)) * RESULTS};
+#else
+    return {0, place.column * RESULTS};
+#endif
 }
 
 // silu(gate) * up of two numbers.

@@ -1,6 +1,6 @@
 //! Large products by our own kernel (`kernels/product.cu`), which takes in what stands around them: adapters, a matrix that
-//! is added, several products with one sum, the gated product. A plain product is cuBLASLt's work, which is about as
-//! fast (docs/h200.md).
+//! is added, several products with one sum or of one input, the gated product. A plain product is cuBLASLt's work, which is
+//! about as fast (docs/h200.md).
 
 use crate::cuda::{Arg, Cuda, Kernel, LARGE, Tiles, Variant, sizes};
 use crate::{Dtype, Tensor};
@@ -33,6 +33,8 @@ pub(crate) enum Form {
     Gated,
     /// The same, and the two themselves.
     GatedAndHalves,
+    /// Each by itself; their input is one and the same, and all have adapters or none.
+    Each,
 }
 
 /// Terms of a sum at most.
@@ -57,20 +59,23 @@ pub(crate) struct Own<'a> {
     weights: Weights,
     form: Form,
     rows: usize,
-    columns: usize,
+    /// Of each result; of one, but for [`Form::Each`].
+    columns: Vec<usize>,
     wide: usize,
     clusters: usize,
 }
 
-/// The width of tiles for a result of `rows` by `columns` if it is worth while; `halved`: a tile holds two halves.
-fn width(rows: usize, columns: usize, halved: bool, clusters: usize) -> Option<usize> {
+/// The width of tiles for results of `rows` by `columns` if it is worth while; `halved`: a tile holds two halves.
+fn width(rows: usize, columns: &[usize], halved: bool, clusters: usize) -> Option<usize> {
     let down = rows.div_ceil(TALL);
     let widths = WIDTHS.iter().map(|(wide, ..)| *wide).filter(|wide| !halved || *wide == 256);
     let cost = |wide: usize| {
-        let tiles = down * columns.div_ceil(if halved { wide / 2 } else { wide });
-        tiles.div_ceil(clusters) * wide
+        let results = if halved { wide / 2 } else { wide };
+        let along: usize = columns.iter().map(|columns| columns.div_ceil(results)).sum();
+        (down * along).div_ceil(clusters) * wide
     };
     let wide = widths.min_by_key(|wide| cost(*wide))?;
+    let columns: usize = columns.iter().sum();
     let all = rows as f64 / TALL as f64 * columns as f64 * if halved { 2.0 } else { 1.0 };
     (all >= LEAST_USED * (cost(wide) * clusters) as f64).then_some(wide)
 }
@@ -83,25 +88,35 @@ impl<'a> Own<'a> {
         let halved = matches!(form, Form::Gated | Form::GatedAndHalves);
         let lows = terms.iter().filter(|term| term.low.is_some()).count();
         let outputs = |weight: &Tensor| if weights == Weights::ByOutputs { weight.rows() } else { weight.cols() };
-        let (rows, columns) = (first.x.rows(), outputs(first.weight));
+        let rows = first.x.rows();
+        let columns: Vec<usize> = match form {
+            Form::Each => terms.iter().map(|term| outputs(term.weight)).collect(),
+            _ => vec![outputs(first.weight)],
+        };
         let fits = |tensor: &Tensor| tensor.dtype() == Dtype::Bf16 && tensor.cols().is_multiple_of(8);
         let good = terms.iter().all(|term| {
             let low = term.low.is_none_or(|(low, b)| fits(low) && fits(b) && low.cols() <= 64);
             // A piece of the sum has 64 columns; the kernel wants two of each.
             low && fits(term.x) && fits(term.weight) && term.x.cols() > 64
         });
-        let number = if halved { terms.len() == 2 && (lows == 0 || lows == 2) } else { terms.len() <= TERMS };
-        if !good || !number || !columns.is_multiple_of(8) {
+        let alike = lows == 0 || lows == terms.len();
+        let number = match form {
+            Form::Sum | Form::SumOnto => terms.len() <= TERMS,
+            Form::Gated | Form::GatedAndHalves => terms.len() == 2 && alike,
+            Form::Each => terms.len() <= TERMS && alike && weights == Weights::ByOutputs,
+        };
+        if !good || !number || !columns.iter().all(|columns| columns.is_multiple_of(8)) {
             return None;
         }
         let clusters = gpu.clusters()[CLUSTER - 1];
-        let wide = width(rows, columns, halved, clusters.max(1)).filter(|_| clusters > 0)?;
+        let wide = width(rows, &columns, halved, clusters.max(1)).filter(|_| clusters > 0)?;
         Some(Self { gpu, terms, weights, form, rows, columns, wide, clusters })
     }
 
-    /// `base` is there if the form wants it and may be where the result goes; `halves` likewise.
-    pub(crate) fn run(&self, out: u64, base: Option<u64>, halves: Option<[u64; 2]>) {
-        let Self { terms, weights, form, rows, columns, wide, .. } = *self;
+    /// The results, with halves behind what is made of them. `base` is there if the form wants it and may be where the result
+    /// goes.
+    pub(crate) fn run(&self, outs: &[u64], base: Option<u64>) {
+        let Self { terms, weights, form, rows, ref columns, wide, .. } = *self;
         let across = weights == Weights::ByInputs;
         let gated = matches!(form, Form::Gated | Form::GatedAndHalves);
         let results = if gated { wide / 2 } else { wide };
@@ -112,8 +127,9 @@ impl<'a> Own<'a> {
         let rank = lows.iter().map(|(low, _)| low.cols()).max().unwrap_or(0);
 
         let map = |tensor: &Tensor, height| Tiles::new(tensor.pointer(), tensor.rows(), tensor.cols(), height);
-        let result = |at: u64| Tiles::with_columns(at, rows, columns, panel, tall / 2);
-        let ends = |index: usize| halves.map_or(out, |halves| halves[index]);
+        let result = |at: u64, index: usize| {
+            Tiles::with_columns(at, rows, columns.get(index).copied().unwrap_or(columns[0]), panel, tall / 2)
+        };
         // What is not there is described by something that is and never asked for.
         let term = |index: usize| terms.get(index).unwrap_or(&terms[0]);
         let low = |index: usize| lows.get(index).copied().unwrap_or((terms[0].x, terms[0].weight));
@@ -122,9 +138,8 @@ impl<'a> Own<'a> {
             (1, at) => map(term(at).weight, share),
             (2, at) => map(low(at).0, tall),
             (3, at) => map(low(at).1, share),
-            (4, 0) => result(out),
-            (4, at) => result(ends(at - 1)),
-            _ => result(base.unwrap_or(out)),
+            (4, at) => result(outs.get(at).copied().unwrap_or(outs[0]), at),
+            _ => result(base.unwrap_or(outs[0]), 0),
         });
 
         let (_, by_outputs, by_inputs) = WIDTHS.into_iter().find(|(width, ..)| *width == wide).unwrap_or(WIDTHS[0]);
@@ -133,14 +148,23 @@ impl<'a> Own<'a> {
         let shared = stages * (tall * 128 + weight_bytes) + tall * wide * 2 + (2 * stages + 6) * 8;
         debug_assert!(shared <= SHARED);
         let gates = if form == Form::GatedAndHalves { 2 } else { gated as usize };
-        let onto = (form == Form::SumOnto) as usize;
-        let large: [usize; LARGE.len()] = [wide, stages, across as usize, gates, onto, lows.len(), rank.div_ceil(16)];
+        let (onto, each) = (form == Form::SumOnto, form == Form::Each);
+        // A tile of one of several products has one adapter.
+        let lows = if each { lows.len().min(1) } else { lows.len() };
+        let large: [usize; LARGE.len()] =
+            [wide, stages, across as usize, gates, onto as usize, each as usize, lows, rank.div_ceil(16)];
         let variant = Variant { bf16: true, sizes: sizes(large), ..Variant::default() };
 
         let pieces = |index: usize| terms.get(index).map_or(0, |term| term.x.cols().div_ceil(64));
-        // The second term of a gated product shares the first one's input.
-        let chunks = if gated { [pieces(0), 0, 0] } else { [0, 1, 2].map(pieces) };
-        let (down, along) = (rows.div_ceil(TALL), columns.div_ceil(results));
+        // Where in a row of tiles those of a result begin.
+        let begin = |index: usize| columns.iter().take(index).map(|columns| columns.div_ceil(results)).sum::<usize>();
+        let (down, along) = (rows.div_ceil(TALL), begin(TERMS));
+        let chunks = match form {
+            Form::Sum | Form::SumOnto => [0, 1, 2].map(pieces),
+            // The second term shares the first one's input.
+            Form::Gated | Form::GatedAndHalves => [pieces(0), 0, 0],
+            Form::Each => [pieces(0), begin(1), begin(2)],
+        };
         // Tiles one below the other: fewer where a round has all columns anyway.
         let group: usize = if wide == 256 { 16 } else { 4 };
         let [first, second, third] = chunks.map(Arg::from);
@@ -157,17 +181,19 @@ mod tests {
 
     #[test]
     fn a_width_is_taken_that_fills_whole_rounds() {
-        assert_eq!(width(4096, 2560, false, 66), Some(160));
-        assert_eq!(width(4096, 4096, false, 66), Some(256));
-        assert_eq!(width(6144, 1024, false, 66), Some(128));
-        assert_eq!(width(6144, 9728, true, 66), Some(256));
+        assert_eq!(width(4096, &[2560], false, 66), Some(160));
+        assert_eq!(width(4096, &[4096], false, 66), Some(256));
+        assert_eq!(width(6144, &[1024], false, 66), Some(128));
+        assert_eq!(width(6144, &[9728], true, 66), Some(256));
+        assert_eq!(width(6144, &[4096, 1024, 1024], false, 66), Some(256));
+        assert_eq!(width(4096, &[4096, 1024, 1024], false, 66), Some(256));
     }
 
     #[test]
     fn small_products_are_left_to_others() {
-        assert_eq!(width(33, 2560, false, 66), None);
-        assert_eq!(width(512, 1024, false, 66), None);
-        assert_eq!(width(300, 9728, true, 66), None);
+        assert_eq!(width(33, &[2560], false, 66), None);
+        assert_eq!(width(512, &[1024], false, 66), None);
+        assert_eq!(width(300, &[9728], true, 66), None);
     }
 
     #[test]

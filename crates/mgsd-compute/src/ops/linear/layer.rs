@@ -50,6 +50,16 @@ pub fn forward(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, low: &mut
 pub fn forward_each<const N: usize>(outs: [&mut Tensor; N], x: &Tensor, layers: [Layer; N], lows: [&mut Tensor; N]) {
     check_layers("layer::forward_each", x, None, &layers);
     let ends = begin(lows, x, &layers);
+    let terms: [Term; N] = std::array::from_fn(|i| Term { x, weight: layers[i].weight, low: ends[i] });
+    if layers.iter().all(|layer| layer.bias.is_none())
+        && let Some(own) = Own::of(&terms, Weights::ByOutputs, Form::Each)
+    {
+        let placed = outs.into_iter().zip(&layers).map(|(out, layer)| {
+            out.place(x, x.rows(), layer.weight.rows());
+            out.pointer()
+        });
+        return own.run(&placed.collect::<Vec<_>>(), None);
+    }
     for ((out, layer), end) in outs.into_iter().zip(layers).zip(ends) {
         finish(out, Onto::Nothing, x, layer, end);
     }
@@ -85,7 +95,7 @@ fn finish(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, adapter: Optio
             Onto::Itself => Some(out.pointer()),
             Onto::Other(base) => Some(base.pointer()),
         };
-        return own.run(out.pointer(), base, None);
+        return own.run(&[out.pointer()], base);
     }
     match onto {
         Onto::Nothing => project(out, x, layer.weight, layer.bias, 1.0, Write::Set),
@@ -121,13 +131,14 @@ pub fn gate_up(
     {
         let (tokens, outputs) = (x.rows(), gate.weight.rows());
         out.place(x, tokens, outputs);
-        let kept = (wanted == Halves::Kept).then(|| {
-            [g, u].map(|half| {
+        let mut places = vec![out.pointer()];
+        if wanted == Halves::Kept {
+            for half in [g, u] {
                 half.place(x, tokens, outputs);
-                half.pointer()
-            })
-        });
-        return own.run(out.pointer(), None, kept);
+                places.push(half.pointer());
+            }
+        }
+        return own.run(&places, None);
     }
     for (half, layer, end) in [(&mut *g, gate, ends[0]), (&mut *u, up, ends[1])] {
         project(half, x, layer.weight, layer.bias, 1.0, Write::Set);
@@ -184,7 +195,7 @@ pub fn backward_input(dx: &mut Tensor, layers: &[Above], write: Write) {
             dx.place(first.dy, tokens, inputs);
         }
         let base = (write == Write::Add).then(|| dx.pointer());
-        return own.run(dx.pointer(), base, None);
+        return own.run(&[dx.pointer()], base);
     }
     let mut write = write;
     for Above { layer, dy, dlow } in layers {
