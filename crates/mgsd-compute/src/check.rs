@@ -24,13 +24,12 @@ pub(crate) fn length(op: &str, name: &str, len: usize, wanted: usize) {
 
 /// How many groups of `group` columns a row has.
 #[track_caller]
-pub(crate) fn groups(op: &str, x: &Tensor, group: usize) -> usize {
+pub(crate) fn groups(op: &str, columns: usize, group: usize) -> usize {
     assert!(
-        group > 0 && x.cols().is_multiple_of(group),
-        "{op}: the {} columns of x must be a multiple of {group}",
-        x.cols()
+        group > 0 && columns.is_multiple_of(group),
+        "{op}: the {columns} columns of x must be a multiple of {group}"
     );
-    x.cols() / group
+    columns / group
 }
 
 /// On a GPU eight numbers are read at once.

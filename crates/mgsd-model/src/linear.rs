@@ -63,17 +63,6 @@ impl Linear {
         }
     }
 
-    /// [`forward`](Self::forward) of layers that share their input.
-    pub fn forward_each<const N: usize>(
-        layers: [&Self; N],
-        outs: [&mut Tensor; N],
-        x: &Tensor,
-        lows: [&mut Tensor; N],
-        adapter: Adapter,
-    ) {
-        layer::forward_each(outs, x, layers.map(|layer| layer.layer(adapter)), lows);
-    }
-
     /// Adds to the gradients of what is trained here; `dx: None` when nothing below wants a gradient. `low` is what
     /// [`forward`](Self::forward) left, `dlow` is scratch.
     pub fn backward(

@@ -6,7 +6,7 @@
 use mgsd_compute::ops::attention::{self, KvCache, Layout, Mask};
 use mgsd_compute::ops::head_norm::{self, HeadNorm};
 use mgsd_compute::ops::linear::few;
-use mgsd_compute::ops::linear::layer::{self, Halves};
+use mgsd_compute::ops::linear::layer::{self, Between};
 use mgsd_compute::ops::{embedding, rms_norm, rows, swiglu};
 use mgsd_compute::{Tensor, Write};
 
@@ -82,6 +82,8 @@ struct Common<'a> {
     sin: &'a Tensor,
     eps: f32,
     adapter: Adapter,
+    /// Whether what a pass back reads is wanted.
+    between: Between,
 }
 
 /// The tokens of a pass.
@@ -96,16 +98,24 @@ pub(crate) struct Input<'a> {
 }
 
 impl TextLayer {
-    /// Norm and projections of attention's inputs.
+    /// Attention's inputs: norm, projections, norm and rotation of heads.
     fn project(&self, a: &mut LayerActivations, c: &mut CheapActivations, x: &Tensor, common: &Common) {
-        let Common { eps, adapter, .. } = *common;
+        let Common { eps, adapter, between, .. } = *common;
         rms_norm::forward(&mut c.attn_in, x, &self.input_norm.value, eps);
         let [low_q, low_k, low_v, ..] = &mut a.low;
-        let (layers, lows) = ([&self.q, &self.k, &self.v], [low_q, low_k, low_v]);
-        Linear::forward_each(layers, [&mut a.q_raw, &mut a.k_raw, &mut a.v], &c.attn_in, lows, adapter);
+        let layers = [&self.q, &self.k, &self.v].map(|layer| layer.layer(adapter));
+        layer::heads(
+            [&mut c.q, &mut c.k, &mut a.v],
+            [&mut a.q_raw, &mut a.k_raw],
+            between,
+            &c.attn_in,
+            layers,
+            [low_q, low_k, low_v],
+            &self.head_norm(common),
+        );
     }
 
-    /// [`project`](Self::project) of a decoding step, which keeps nothing for a pass back.
+    /// Norm and projections of attention's inputs in a decoding step, which keeps nothing for a pass back.
     fn project_few(&self, a: &mut LayerActivations, x: &Tensor, scratch: &mut few::Scratch, common: &Common) {
         let Common { eps, adapter, .. } = *common;
         let norm = few::Norm { weight: &self.input_norm.value, eps };
@@ -136,8 +146,7 @@ impl TextLayer {
     }
 
     /// Output projection and feed-forward, each added to the stream: `out = mid + mlp(mid)`, `mid = x + o(attended)`. With
-    /// a `cut`, of its rows alone. `halves`: whether a pass back follows.
-    #[allow(clippy::too_many_arguments)]
+    /// a `cut`, of its rows alone.
     fn finish(
         &self,
         a: &mut LayerActivations,
@@ -145,16 +154,15 @@ impl TextLayer {
         x: &Tensor,
         cut: Option<&Cut>,
         out: &mut Tensor,
-        halves: Halves,
         common: &Common,
     ) {
-        let Common { eps, adapter, .. } = *common;
+        let Common { eps, adapter, between, .. } = *common;
         let (x, attended) = cut.map_or((x, &a.attended), |cut| (&cut.x, &cut.attended));
         self.o.forward_onto(&mut a.mid, x, attended, &mut a.low[3], adapter);
         rms_norm::forward(&mut c.mlp_in, &a.mid, &self.post_norm.value, eps);
         let [.., low_gate, low_up, _] = &mut a.low;
         let layers = [self.gate.layer(adapter), self.up.layer(adapter)];
-        layer::gate_up(&mut c.gated, [&mut a.gate, &mut a.up], halves, &c.mlp_in, layers, [low_gate, low_up]);
+        layer::gate_up(&mut c.gated, [&mut a.gate, &mut a.up], between, &c.mlp_in, layers, [low_gate, low_up]);
         self.down.forward_onto(out, &a.mid, &c.gated, &mut a.low[6], adapter);
     }
 
@@ -342,8 +350,6 @@ impl TextDecoder {
         if let Some(positions) = input.positions {
             acts.turn(device, positions);
         }
-        // Also where layers run again, so that they do the same then.
-        let halves = if keep { Halves::Kept } else { Halves::Dropped };
         let TextActivations { cos, sin, streams, layers, cheap, normed, cut, few: scratch, copied, .. } = acts;
         // DeepStack adds to the outputs of the first layers.
         let deep = input.features.map_or(0, |(_, features)| features.deepstack.len());
@@ -358,7 +364,9 @@ impl TextDecoder {
             observe(Tap::Embedded, &streams[0]);
         }
         let few = matches!(pass, Pass::Decode { .. });
-        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter };
+        // Also kept where layers run again, so that they do the same then.
+        let between = if keep || observer.is_some() { Between::Kept } else { Between::Dropped };
+        let common = Common { cos, sin, eps: self.config.rms_norm_eps, adapter, between };
         for (index, layer) in self.layers.iter().enumerate() {
             let (a, c) = places(layers, cheap, index, keep);
             let (x, out) = neighbours(streams, index, keep);
@@ -382,7 +390,7 @@ impl TextDecoder {
                 if here {
                     cut.take(x, Some(&a.attended));
                 }
-                layer.finish(a, c, x, here.then_some(&*cut), out, halves, &common);
+                layer.finish(a, c, x, here.then_some(&*cut), out, &common);
             }
             if let Some(observe) = &mut observer {
                 observe(Tap::LayerIn(index), x);
@@ -407,7 +415,7 @@ impl TextDecoder {
         }
     }
 
-    /// Head norms, rotation and attention of layer `index`.
+    /// Attention of layer `index`; in a decoding step head norms and rotation too.
     fn attend(
         &self,
         (a, c): (&mut LayerActivations, &mut CheapActivations),
@@ -416,9 +424,9 @@ impl TextDecoder {
         common: &Common,
         copied: &mut [Tensor; 2],
     ) {
-        let norm = self.layers[index].head_norm(common);
         if let Pass::Decode { caches, slots, places, lengths } = pass {
             let (normed, raw) = ([&mut c.q, &mut c.k], [&a.q_raw, &a.k_raw, &a.v]);
+            let norm = self.layers[index].head_norm(common);
             let scale = self.layout(&[]).scale;
             attention::decode_step(
                 &mut a.attended,
@@ -433,7 +441,6 @@ impl TextDecoder {
             );
             return;
         }
-        head_norm::forward(&mut c.q, &mut c.k, &a.q_raw, &a.k_raw, &norm);
         let bounds = match pass {
             Pass::Packed { bounds } => *bounds,
             Pass::Prefill { bounds, caches, slots, places, copies } => {
@@ -458,7 +465,7 @@ impl TextDecoder {
         told: &mut Told,
     ) {
         let eps = self.config.rms_norm_eps;
-        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter };
+        let common = Common { cos: &acts.cos, sin: &acts.sin, eps, adapter, between: Between::Kept };
         let count = self.layers.len();
         let below = d_features.is_some() || self.embeddings.is_trainable();
         let lowest = if below { 0 } else { self.layers.iter().position(TextLayer::is_trainable).unwrap_or(count) };
@@ -494,7 +501,7 @@ impl TextDecoder {
                     self.layers[index].project(a, c, x, &common);
                     let mut pass = Pass::Packed { bounds: &batch.bounds };
                     self.attend((a, c), index, &mut pass, &common, &mut acts.copied);
-                    self.layers[index].finish(a, c, x, cut, &mut d.again, Halves::Kept, &common);
+                    self.layers[index].finish(a, c, x, cut, &mut d.again, &common);
                 }
             }
             let (through, remade) = (below || index > lowest, acts.recompute == Recompute::Cheap);

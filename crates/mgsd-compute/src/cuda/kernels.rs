@@ -57,7 +57,7 @@ pub(crate) const FEW: [&str; 10] =
     ["ROWS", "GROUPS", "SLICES", "HEIGHT", "SPLIT", "TILES", "STAGES", "GATED", "NORM", "LOW"];
 
 /// What the kernel of large products is compiled for.
-pub(crate) const LARGE: [&str; 8] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "EACH", "LOWS", "STEPS"];
+pub(crate) const LARGE: [&str; 9] = ["WIDE", "STAGES", "ACROSS", "GATED", "BASE", "EACH", "HEADS", "LOWS", "STEPS"];
 
 /// What the kernel of adapters' thin products is compiled for.
 pub(crate) const THIN: [&str; 5] = ["SETS", "RANK", "ALONG", "DOWN", "TURNED"];
@@ -337,6 +337,7 @@ impl Cuda {
         let begin: &[&str] = if attends { &[TENSOR_CORES, ATTENTION] } else { &[COMMON] };
         let more: &[&str] = match operation {
             "few" => &[OVERLAP, CLUSTER, COPY_ENGINE, FEW_ROWS],
+            "product" if variant.head_dim > 0 => &[CLUSTER, COPY_ENGINE, LARGE_PRODUCT, HEAD_NORM],
             "product" => &[CLUSTER, COPY_ENGINE, LARGE_PRODUCT],
             "sample" => &[OVERLAP, CLUSTER],
             "thin" => &[TENSOR_CORES],

@@ -24,14 +24,20 @@ pub struct HeadNorm<'a> {
 
 impl HeadNorm<'_> {
     pub(super) fn check(&self, op: &str, q: &Tensor, k: &Tensor) {
+        check::shape(op, "k", k, q.rows(), k.cols());
+        self.check_for(op, q.rows(), [q.cols(), k.cols()]);
+    }
+
+    /// For queries and keys of so many tokens and columns.
+    pub(super) fn check_for(&self, op: &str, tokens: usize, columns: [usize; 2]) {
         let head_dim = self.q_weight.cols();
         check::shape(op, "q_weight", self.q_weight, 1, head_dim);
         check::shape(op, "k_weight", self.k_weight, 1, head_dim);
-        check::groups(op, q, head_dim);
-        check::groups(op, k, head_dim);
-        check::shape(op, "k", k, q.rows(), k.cols());
-        check::shape(op, "cos", self.cos, q.rows(), head_dim / 2);
-        check::shape(op, "sin", self.sin, q.rows(), head_dim / 2);
+        check::shape(op, "cos", self.cos, tokens, head_dim / 2);
+        check::shape(op, "sin", self.sin, tokens, head_dim / 2);
+        for columns in columns {
+            check::groups(op, columns, head_dim);
+        }
     }
 
     fn kernel(&self, q: &Tensor, function: &'static str) -> Kernel {
@@ -40,7 +46,7 @@ impl HeadNorm<'_> {
         Kernel { operation: "head_norm_rope", function, variant }
     }
 
-    pub(super) fn pointers(&self) -> [Arg; 4] {
+    pub(crate) fn pointers(&self) -> [Arg; 4] {
         [self.q_weight, self.k_weight, self.cos, self.sin].map(|tensor| tensor.pointer_f32().into())
     }
 

@@ -9,7 +9,7 @@ pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps
     let op = "layer_norm::forward";
     check::shape(op, "weight", weight, 1, weight.cols());
     check::same(op, "bias", bias, "weight", weight);
-    check::groups(op, x, weight.cols());
+    check::groups(op, x.cols(), weight.cols());
     out.place(x, x.rows(), x.cols());
     if let Some(gpu) = x.gpu() {
         let (groups, block) = cuda_shape(x, weight.cols());
@@ -49,7 +49,7 @@ pub fn backward(
     let op = "layer_norm::backward";
     let group = weight.cols();
     check::shape(op, "weight", weight, 1, group);
-    check::groups(op, x, group);
+    check::groups(op, x.cols(), group);
     check::same(op, "dout", dout, "x", x);
     match write {
         Write::Set => dx.place(x, x.rows(), x.cols()),

@@ -9,7 +9,7 @@ use crate::{Tensor, Write, check, par};
 pub fn forward(out: &mut Tensor, x: &Tensor, weight: &Tensor, eps: f32) {
     let op = "rms_norm::forward";
     check::shape(op, "weight", weight, 1, weight.cols());
-    check::groups(op, x, weight.cols());
+    check::groups(op, x.cols(), weight.cols());
     out.place(x, x.rows(), x.cols());
     if let Some(gpu) = x.gpu() {
         let shape = cuda::Shape::of(gpu, x, weight.cols());
@@ -41,7 +41,7 @@ pub fn backward(
     let op = "rms_norm::backward";
     let group = weight.cols();
     check::shape(op, "weight", weight, 1, group);
-    check::groups(op, x, group);
+    check::groups(op, x.cols(), group);
     check::same(op, "dout", dout, "x", x);
     match write {
         Write::Set => dx.place(x, x.rows(), x.cols()),

@@ -16,7 +16,7 @@ pub fn backward(dx: &mut Tensor, cos: &Tensor, sin: &Tensor) {
 }
 
 fn rotate(op: &str, x: &mut Tensor, cos: &Tensor, sin: &Tensor, sign: f32) {
-    check::groups(op, x, 2 * cos.cols());
+    check::groups(op, x.cols(), 2 * cos.cols());
     check::shape(op, "cos", cos, x.rows(), cos.cols());
     check::same(op, "sin", sin, "cos", cos);
     let (rows, cols, half) = (x.rows(), x.cols(), cos.cols());

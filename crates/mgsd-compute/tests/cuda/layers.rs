@@ -4,8 +4,9 @@
 //! Bounds: in bfloat16 `low` is rounded, then the result (8e-3); on the way back sums over layers that are done apart
 //! are rounded after each; gate and up are rounded like that before their product is (1e-2).
 
-use super::{Case, Numbers, gpu};
-use mgsd_compute::ops::linear::layer::{self, Above, Halves, Onto};
+use super::{Case, Numbers, angles, gpu};
+use mgsd_compute::ops::head_norm::{self, HeadNorm};
+use mgsd_compute::ops::linear::layer::{self, Above, Between, Onto};
 use mgsd_compute::ops::linear::{self, Layer, LowRank};
 use mgsd_compute::ops::swiglu;
 use mgsd_compute::{Dtype, Tensor, Write};
@@ -66,34 +67,56 @@ fn layers_with_adapters() {
 }
 
 #[test]
-fn layers_of_one_input() {
-    let Some((device, _turn)) = gpu("layers_of_one_input") else { return };
+fn queries_keys_and_values() {
+    let Some((device, _turn)) = gpu("queries_keys_and_values") else { return };
     let mut n = Numbers(44);
-    // As many tiles of 256, 192, 160 and 128 columns as `ROWS` leave room for, the last of each layer not full; and too few.
-    let outputs = [[2032, 504, 760], [1528, 376, 568], [1272, 312, 472], [1016, 248, 376], [264, 72, 8]];
+    // As many tiles of a width as `ROWS` leave room for, the last of most layers not full; and too few. Heads of 128 numbers
+    // are normed and turned by the kernel of the products, which wants tiles of 256 or 128 columns then.
+    let cases = [
+        (8, [2032, 504, 760], 328, 8),
+        (8, [1528, 376, 568], 136, 24),
+        (8, [1272, 312, 472], 200, 64),
+        (8, [1016, 248, 376], 640, 8),
+        (8, [264, 72, 8], 72, 8),
+        (128, [1920, 384, 760], 328, 8),
+        (128, [1024, 256, 376], 640, 24),
+        (128, [256, 128, 8], 72, 8),
+    ];
     for case in Case::both(device) {
-        for (outputs, (inputs, rank)) in outputs.into_iter().zip([(328, 8), (136, 24), (200, 64), (640, 8), (72, 8)]) {
+        for (head_dim, outputs, inputs, rank) in cases {
             let (x, xg) = case.pair(n.tensor(ROWS, inputs, 1.0));
             let w = outputs.map(|outputs| case.pair(n.tensor(outputs, inputs, 0.05)));
             let a = outputs.map(|_| case.pair(n.tensor(rank, inputs, 0.05)));
             let b = outputs.map(|outputs| case.pair(n.tensor(outputs, rank, 0.3)));
+            let [(qw, qwg), (kw, kwg)] = [(); 2].map(|()| case.exact(n.tensor(1, head_dim, 1.0)));
+            let [(cos, cos_g), (sin, sin_g)] = angles(&mut n, &case, ROWS, head_dim / 2);
+            let norm = HeadNorm { q_weight: &qw, k_weight: &kw, cos: &cos, sin: &sin, eps: 1e-6 };
+            let norm_g = HeadNorm { q_weight: &qwg, k_weight: &kwg, cos: &cos_g, sin: &sin_g, eps: 1e-6 };
             for adapted in [[true; 3], [false; 3], [true, false, true]] {
+                let what = |name: &str| format!("{name}, {adapted:?} [{ROWS}, {inputs}] to {outputs:?}");
                 let here = [0, 1, 2].map(|i| together(&w[i].0, &a[i].0, &b[i].0, adapted[i]));
                 let there = [0, 1, 2].map(|i| together(&w[i].1, &a[i].1, &b[i].1, adapted[i]));
                 let empty = || [0; 3].map(|_| Tensor::empty());
-                let (mut y, mut lows) = (empty(), empty());
-                layer::forward_each(y.each_mut(), &x, here, lows.each_mut());
+                let (mut normed, mut raw, mut lows) = (empty(), [(); 2].map(|()| Tensor::empty()), empty());
+                layer::heads(normed.each_mut(), raw.each_mut(), Between::Kept, &x, here, lows.each_mut(), &norm);
                 let mut first: Option<[Vec<f32>; 3]> = None;
-                for _ in 0..2 {
-                    let mut lows = empty();
-                    let mut yg = outputs.map(|outputs| poison(&Tensor::zeros_on(device, case.dtype, ROWS, outputs)));
-                    layer::forward_each(yg.each_mut(), &xg, there, lows.each_mut());
-                    for (y, yg) in y.iter().zip(&yg) {
-                        let what = format!("{adapted:?} [{ROWS}, {inputs}] to {} of {outputs:?}", y.cols());
-                        case.near(&what, y, yg, 1e-5, 8e-3);
+                for between in [Between::Kept, Between::Dropped, Between::Kept] {
+                    let poisoned = |outputs| poison(&Tensor::zeros_on(device, case.dtype, ROWS, outputs));
+                    let (mut normed_g, mut lows) = (outputs.map(poisoned), empty());
+                    let mut raw_g = [outputs[0], outputs[1]].map(poisoned);
+                    layer::heads(normed_g.each_mut(), raw_g.each_mut(), between, &xg, there, lows.each_mut(), &norm_g);
+                    case.near(&what("v"), &normed[2], &normed_g[2], 1e-5, 8e-3);
+                    if between == Between::Kept {
+                        let mut apart = [(); 2].map(|()| Tensor::empty());
+                        let [q, k] = apart.each_mut();
+                        head_norm::forward(q, k, &raw_g[0], &raw_g[1], &norm_g);
+                        for i in 0..2 {
+                            case.near(&what("raw"), &raw[i], &raw_g[i], 1e-5, 8e-3);
+                            assert!(apart[i].to_vec() == normed_g[i].to_vec(), "{}: other bits", what("q, k"));
+                        }
                     }
-                    let found = yg.each_ref().map(Tensor::to_vec);
-                    assert!(first.get_or_insert_with(|| found.clone()) == &found, "other bits again: {outputs:?}");
+                    let found = normed_g.each_ref().map(Tensor::to_vec);
+                    assert!(first.get_or_insert_with(|| found.clone()) == &found, "{}: other bits again", what("all"));
                 }
             }
         }
@@ -114,11 +137,11 @@ fn gate_and_up() {
                 let here = [0, 1].map(|i| together(&w[i].0, &a[i].0, &b[i].0, adapted[i]));
                 let there = [0, 1].map(|i| together(&w[i].1, &a[i].1, &b[i].1, adapted[i]));
                 let [mut y, mut g, mut u, mut low_g, mut low_u] = [0; 5].map(|_| Tensor::empty());
-                layer::gate_up(&mut y, [&mut g, &mut u], Halves::Kept, &x, here, [&mut low_g, &mut low_u]);
+                layer::gate_up(&mut y, [&mut g, &mut u], Between::Kept, &x, here, [&mut low_g, &mut low_u]);
                 let [mut low_g, mut low_u] = [0; 2].map(|_| Tensor::empty());
                 let like = Tensor::zeros_on(device, case.dtype, ROWS, outputs);
                 let [mut yg, mut gg, mut ug] = [0; 3].map(|_| poison(&like));
-                layer::gate_up(&mut yg, [&mut gg, &mut ug], Halves::Kept, &xg, there, [&mut low_g, &mut low_u]);
+                layer::gate_up(&mut yg, [&mut gg, &mut ug], Between::Kept, &xg, there, [&mut low_g, &mut low_u]);
                 case.near(&what("gate"), &g, &gg, 1e-5, 8e-3);
                 case.near(&what("up"), &u, &ug, 1e-5, 8e-3);
                 case.near(&what("gated"), &y, &yg, 2e-5, 1e-2);
@@ -128,7 +151,7 @@ fn gate_and_up() {
                 assert!(again.to_vec() == yg.to_vec(), "{}: made again", what("gated"));
                 let (mut alone, mut halves) = (poison(&like), [0; 2].map(|_| Tensor::empty()));
                 let [g, u] = &mut halves;
-                layer::gate_up(&mut alone, [g, u], Halves::Dropped, &xg, there, [&mut low_g, &mut low_u]);
+                layer::gate_up(&mut alone, [g, u], Between::Dropped, &xg, there, [&mut low_g, &mut low_u]);
                 case.near(&what("gated alone"), &y, &alone, 2e-5, 1e-2);
                 // With both adapters, or one, the same code makes it.
                 if adapted[0] {

@@ -1,6 +1,7 @@
 // Generation: one new token a row against the keys and values kept of its sequence, and the storing of those.
 // The cache is [slots, kv_heads, capacity, HEAD_DIM], once for keys and once for values. CAUSAL has no meaning here.
 
+#define THREADS 128
 #define WARPS (THREADS / 32)
 // Keys that a warp takes at a time.
 #define PIECE 16
@@ -141,13 +142,13 @@ struct Fresh {
 
 // The norms' weights that a thread needs.
 struct Scales {
-    Eight q, k;
+    Fours q, k;
 };
 
 __device__ __forceinline__ Scales scales_of(const Fresh &fresh) {
     const int lane = threadIdx.x % LANES, at = lane * 4;
     const bool used = lane < USED;
-    return {load_eight(fresh.q_weight, at, used), load_eight(fresh.k_weight, at, used)};
+    return {load_fours(fresh.q_weight, at, used), load_fours(fresh.k_weight, at, used)};
 }
 
 // Norms and turns the queries of a block into `queries` and, where `position` is not negative, the key; that and the value
@@ -158,7 +159,7 @@ __device__ __forceinline__ void norm_heads(
 ) {
     const int lane = threadIdx.x % LANES, at = lane * 4;
     const bool used = lane < USED;
-    const Eight angles = angles_of(fresh.cos, fresh.sin, row, at, used);
+    const Fours angles = angles_of(fresh.cos, fresh.sin, row, at, used);
     for (int base = 0; base < group + 2; base += AT_ONCE) {
         const int head = base + threadIdx.x / LANES;
         const bool is_q = head < group, is_k = head == group;
@@ -167,9 +168,9 @@ __device__ __forceinline__ void norm_heads(
                              : is_k ? fresh.k + (long long)row * fresh.k_stride + kv_head * HEAD_DIM
                                     : fresh.v + (long long)row * fresh.v_stride + kv_head * HEAD_DIM;
         number *to = is_q ? queries + head * ROW : (is_k ? keys : values) + (long long)position * HEAD_DIM;
-        const Eight x = load_eight(from, at, active);
-        const Eight y = norm_rotate(x, either(is_q, scales.q, scales.k), angles, fresh.eps);
-        if (active) store_eight(to, at, either(is_q || is_k, y, x));
+        const Fours x = load_fours(from, at, active);
+        const Fours y = norm_rotate(x, either(is_q, scales.q, scales.k), angles, fresh.eps);
+        if (active) store_fours(to, at, either(is_q || is_k, y, x));
     }
 }
 

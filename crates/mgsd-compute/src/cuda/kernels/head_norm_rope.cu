@@ -1,6 +1,8 @@
 // RMSNorm of every head of q and k, then the rotary embedding, in one pass; formulas in head_norm.cuh. CAUSAL has no
 // meaning here.
 
+#define THREADS 128
+
 // `q_out`, `k_out` may be `q`, `k`. Grid (rows, any): the heads of a row are divided among the blocks of the second
 // direction. Block 128 threads.
 extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_forward(
@@ -10,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_forward(
 ) {
     const int lane = threadIdx.x % LANES, at = lane * 4, row = blockIdx.x;
     const bool used = lane < USED;
-    const Eight angles = angles_of(cos, sin, row, at, used);
+    const Fours angles = angles_of(cos, sin, row, at, used);
     for (int base = blockIdx.y * AT_ONCE; base < heads + kv_heads; base += gridDim.y * AT_ONCE) {
         const int head = base + threadIdx.x / LANES, kv_head = head - heads;
         const bool active = used && head < heads + kv_heads, is_q = head < heads;
@@ -18,9 +20,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_forward(
                                   : k + (long long)row * k_stride + kv_head * HEAD_DIM;
         number *to = is_q ? q_out + (long long)row * q_out_stride + head * HEAD_DIM
                           : k_out + (long long)row * k_out_stride + kv_head * HEAD_DIM;
-        const Eight weight = load_eight(is_q ? q_weight : k_weight, at, active);
-        const Eight y = norm_rotate(load_eight(from, at, active), weight, angles, eps);
-        if (active) store_eight(to, at, y);
+        const Fours weight = load_fours(is_q ? q_weight : k_weight, at, active);
+        const Fours y = norm_rotate(load_fours(from, at, active), weight, angles, eps);
+        if (active) store_fours(to, at, y);
     }
 }
 
@@ -39,13 +41,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_backward(
     __shared__ float shared[AT_ONCE][2][HEAD_DIM];
     const int lane = threadIdx.x % LANES, at = lane * 4, place = threadIdx.x / LANES;
     const bool used = lane < USED;
-    const Eight weights[2] = {load_eight(q_weight, at, used), load_eight(k_weight, at, used)};
-    Eight sums[2];
+    const Fours weights[2] = {load_fours(q_weight, at, used), load_fours(k_weight, at, used)};
+    Fours sums[2];
 #pragma unroll
     for (int i = 0; i < 4; i++) sums[0].a[i] = sums[0].b[i] = sums[1].a[i] = sums[1].b[i] = 0.0f;
 
     for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-        const Eight angles = angles_of(cos, sin, row, at, used);
+        const Fours angles = angles_of(cos, sin, row, at, used);
 #pragma unroll
         for (int which = 0; which < 2; which++) {
             const int count = which == 0 ? heads : kv_heads;
@@ -57,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_backward(
             for (int base = 0; base < count; base += AT_ONCE) {
                 const int head = base + place;
                 const bool active = used && head < count;
-                const Eight x = load_eight(from + head * HEAD_DIM, at, active);
-                Eight dy = load_eight(given + head * HEAD_DIM, at, active), dx;
+                const Fours x = load_fours(from + head * HEAD_DIM, at, active);
+                Fours dy = load_fours(given + head * HEAD_DIM, at, active), dx;
                 rotate(dy, angles, -1.0f);
                 const float r = inverse_rms(x, eps);
                 float product = 0.0f;
@@ -76,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) head_norm_rope_backward(
                     dx.a[i] = fmaf(dy.a[i], r, -back * x.a[i]);
                     dx.b[i] = fmaf(dy.b[i], r, -back * x.b[i]);
                 }
-                if (active) store_eight(to + head * HEAD_DIM, at, dx);
+                if (active) store_fours(to + head * HEAD_DIM, at, dx);
             }
         }
     }

@@ -1,7 +1,7 @@
 // Large products: out = x Wᵀ, or x W, for thousands of rows of x, bfloat16, compute capability 9.0 (its tensor cores and
 // its copy engine), and in the same pass what would otherwise read and write the result again: low-rank adapters, a
-// matrix that is added, several products whose sum is wanted, several of one x, and the gated product
-// silu(x Wgᵀ) * (x Wuᵀ).
+// matrix that is added, several products whose sum is wanted, several of one x, the gated product silu(x Wgᵀ) * (x Wuᵀ),
+// and the norm and rotation of heads.
 //
 // A cluster of two blocks owns tiles of 256 rows by WIDE columns, one after another; 128 rows are a block's. One thread
 // asks the copy engine for pieces of 64 along the sum into a ring in shared memory; two groups of four warps, 64 rows
@@ -12,21 +12,54 @@
 //
 // Gate and up are two halves of a tile. They are left in shared memory as bfloat16, as if they had been stored, and warps
 // that have nothing else to do make the gated product of them: in the groups that multiply it would stop the tensor
-// cores for a tenth of the time.
+// cores for a tenth of the time. Heads are left to those warps likewise.
+
+#if HEADS
+// Norms and turns the heads of 64 rows in their panels, from `row` on; of the matrix's `rows` the last stands for those
+// that are outside. 96 threads, the `me`th of them.
+__device__ __forceinline__ void turn_heads(unsigned char* panels, const float* weight, const float* cos, const float* sin,
+                                           int me, int row, int rows, float eps) {
+    const int lane = me % LANES, at = lane * 4, last = rows - 1;
+    const Fours scale = load_fours(weight, at, true);
+    // Asked for a round before they are used.
+    Fours next = angles_of(cos, sin, min(row + me / LANES, last), at, true);
+    for (int r = me / LANES; r < 64; r += 96 / LANES) {
+        const Fours angles = next;
+        next = angles_of(cos, sin, min(row + r + 96 / LANES, last), at, true);
+        // A panel has one half of a head; its pieces of 16 bytes are exchanged.
+        unsigned char* here = panels + r * 128 + (lane / 2 ^ r % 8) * 16 + lane % 2 * 8;
+#pragma unroll
+        for (int panel = 0; panel < PANELS; panel += 2, here += 2 * PANEL_BYTES) {
+            u16 *first = (u16*)here, *second = (u16*)(here + PANEL_BYTES);
+            Fours x;
+            load_four(x.a, first);
+            load_four(x.b, second);
+            const Fours y = norm_rotate(x, scale, angles, eps);
+            store_four(first, y.a);
+            store_four(second, y.b);
+        }
+    }
+}
+#endif
 
 // x[i] [rows, 64 * chunks_i], w[i] [outputs, 64 * chunks_i] (ACROSS: the other way round), out = Σ x[i] w[i]ᵀ; with GATED x[0],
 // w[0], w[1], and out[1], out[2] receive the halves; with EACH out[i] = x[0] w[i]ᵀ, and chunks1, chunks2 are where in a row
-// of tiles those of w[1] and w[2] begin. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
+// of tiles those of w[1] and w[2] begin; with HEADS out[0], out[1] are normed and turned, raw[i] is what they were, and
+// what head_norm.cuh wants is there. low[i] [rows, rank], b[i] [outputs, rank] (ACROSS: the other way
 // round). Boxes of 64 columns by 128 rows (x, low), RESULTS / 2 (w, b) or, ACROSS, 32; PANEL by 64 (out, base). Tiles: `down`
 // by `along`. At least two chunks. A grid of clusters, as many as run at the same time or fewer; block THREADS. Shared
 // memory: the ring, RESULT_BYTES for each group, 2 * STAGES + 6 barriers.
 extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, 1) product(
-    const __grid_constant__ Maps maps, int chunks0, int chunks1, int chunks2, int down, int along, int group) {
+    const __grid_constant__ Maps maps, int chunks0, int chunks1, int chunks2, int down, int along, int group
+#if HEADS
+    , const float* q_weight, const float* k_weight, const float* cos, const float* sin, int rows, float eps
+#endif
+) {
     extern __shared__ __align__(1024) unsigned char memory[];
     const u32 ring = shared_at(memory), results = ring + STAGES * STAGE_BYTES;
     const u32 full = results + 2 * RESULT_BYTES, empty = full + STAGES * 8;
-    // Of each group: what is added is there; gate and up are there, and their place is free again.
-    const u32 bases = empty + STAGES * 8, halves = bases + 16, free = halves + 16;
+    // Of each group: what is added is there; what other warps are to work on is there, and its place is free again.
+    const u32 bases = empty + STAGES * 8, left = bases + 16, free = left + 16;
     const int team = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
     const int order = blockIdx.x % BLOCKS, first = blockIdx.x / BLOCKS, step = gridDim.x / BLOCKS, tiles = down * along;
     if (threadIdx.x == 0) {
@@ -36,7 +69,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         }
         for (int team = 0; team < 2; team++) {
             barrier_start(bases + team * 8, 1);
-            barrier_start(halves + team * 8, 4);
+            barrier_start(left + team * 8, 4);
             barrier_start(free + team * 8, 1);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -53,7 +86,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         }
     };
     if (team == 2) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GATED ? 72 : 40));
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(HEADS ? 88 : GATED ? 72 : 40));
         if (threadIdx.x == WORKERS) {
             for (int index = first; index < tiles; index += step) {
                 const Place place = place_of(index, down, along, group);
@@ -89,44 +122,60 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 #endif
             }
         }
-#if GATED
+#if OTHERS_LEAVE
         const int me = threadIdx.x - WORKERS - 32;
         u32 turn = 0;
         if (me >= 0) {
             for (int index = first; index < tiles; index += step, turn++) {
                 const Place place = place_of(index, down, along, group);
-                const int column = place.column * RESULTS;
+                const Part part = part_of(place, chunks1, chunks2);
                 for (int team = 0; team < 2; team++) {
                     const int row = (place.row * BLOCKS + order) * TALL + team * 64;
-                    const u32 gates = results + team * RESULT_BYTES, ups = gates + RESULT_PANELS * PANEL_BYTES;
-                    barrier_wait(halves + team * 8, turn & 1);
-#if GATED == 2
-                    if (me == 0) {
+                    const u32 at = results + team * RESULT_BYTES;
+                    // Some of a tile's panels, to where their columns begin. By the first thread, the others go on.
+                    const auto leaves = [&](const Map* out, int begin) {
+                        if (me != 0) return;
 #pragma unroll
-                        for (int panel = 0; panel < PANELS; panel++)
-                            copy_out(&maps.out[1 + panel / RESULT_PANELS], column + panel % RESULT_PANELS * PANEL, row,
-                                     gates + panel * PANEL_BYTES);
+                        for (int panel = 0; panel < RESULT_PANELS; panel++)
+                            copy_out(out, part.column + panel * PANEL, row, at + (begin + panel) * PANEL_BYTES);
                         step_ends();
-                        wait_until_read();
+                    };
+                    const auto read = [&]() {
+                        if (me == 0) wait_until_read();
+                    };
+                    barrier_wait(left + team * 8, turn & 1);
+#if GATED
+                    if (GATED == 2) {
+                        leaves(&maps.out[1], 0);
+                        leaves(&maps.out[2], RESULT_PANELS);
+                        read();
+                        join<96>(3);
                     }
-                    join<96>(3);
-#endif
                     // In the place of the gates; all three lie alike.
+                    const u32 ups = at + RESULT_PANELS * PANEL_BYTES;
                     for (int i = me * 16; i < RESULT_PANELS * PANEL_BYTES; i += 96 * 16) {
-                        const uint4 gate = shared_load(gates + i), up = shared_load(ups + i);
-                        shared_store(gates + i, make_uint4(gated(gate.x, up.x), gated(gate.y, up.y), gated(gate.z, up.z),
-                                                           gated(gate.w, up.w)));
+                        const uint4 gate = shared_load(at + i), up = shared_load(ups + i);
+                        shared_store(at + i, make_uint4(gated(gate.x, up.x), gated(gate.y, up.y), gated(gate.z, up.z),
+                                                        gated(gate.w, up.w)));
                     }
                     show_to_engine();
                     join<96>(3);
-                    if (me == 0) {
-#pragma unroll
-                        for (int panel = 0; panel < RESULT_PANELS; panel++)
-                            copy_out(&maps.out[0], column + panel * PANEL, row, gates + panel * PANEL_BYTES);
-                        step_ends();
-                        wait_until_read();
-                        barrier_arrive(free + team * 8);
+#else
+                    if (part.set < 2) {
+                        if (HEADS == 2) {
+                            leaves(&maps.raw[part.set], 0);
+                            read();
+                            join<96>(3);
+                        }
+                        const float* weight = part.set == 0 ? q_weight : k_weight;
+                        turn_heads(memory + (at - ring), weight, cos, sin, me, row, rows, eps);
+                        show_to_engine();
+                        join<96>(3);
                     }
+#endif
+                    leaves(&maps.out[GATED ? 0 : part.set], 0);
+                    read();
+                    if (me == 0) barrier_arrive(free + team * 8);
                     __syncwarp();
                 }
             }
@@ -134,7 +183,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         }
 #endif
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GATED ? 216 : 232));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(HEADS ? 208 : GATED ? 216 : 232));
         const int g = lane / 4, t = lane % 4, chunks = GATED || EACH ? chunks0 : chunks0 + chunks1 + chunks2;
         // One thread of a group speaks to the copy engine.
         const bool speaks = threadIdx.x % 128 == 0;
@@ -149,7 +198,6 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
             if (lane < BLOCKS) barrier_arrive_there(peer(empty + slot * 8, lane));
         };
         for (int index = first; index < tiles; index += step, turn++) {
-            // With GATED others copy out.
             [[maybe_unused]] const Place place = place_of(index, down, along, group);
             [[maybe_unused]] const Part part = part_of(place, chunks1, chunks2);
             [[maybe_unused]] const int row = (place.row * BLOCKS + order) * TALL + team * 64;
@@ -202,7 +250,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 
 #if BASE
             barrier_wait(bases + team * 8, turn & 1);
-#elif GATED
+#elif OTHERS_LEAVE
             barrier_wait(free + team * 8, turn & 1 ^ 1);
 #else
             if (speaks) wait_until_read();
@@ -225,9 +273,9 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
                 }
             }
             show_to_engine();
-#if GATED
+#if OTHERS_LEAVE
             __syncwarp();
-            if (lane == 0) barrier_arrive(halves + team * 8);
+            if (lane == 0) barrier_arrive(left + team * 8);
 #else
             join<128>(team + 1);
             if (speaks) {
@@ -239,7 +287,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
             __syncwarp();
 #endif
         }
-        if (!GATED && speaks) wait_until_written();
+        if (!OTHERS_LEAVE && speaks) wait_until_written();
     }
     // Nobody leaves while the other block may still write into its shared memory.
     __syncwarp();

@@ -7,6 +7,8 @@
 //   GATED   1: out = silu(x w0ᵀ) * (x w1ᵀ); 2: the two halves are kept as well; WIDE is 256
 //   BASE    1: a matrix is added
 //   EACH    1: several products of one x, side by side; without GATED, BASE and ACROSS
+//   HEADS   1: with EACH, the first two are heads, which are normed and turned as head_norm.cuh says, which is put
+//           behind this then; 2: they are kept as they were, too; WIDE is a multiple of HEAD_DIM, which is 128
 //   LOWS    adapters; with GATED one for each half, or none; with EACH 1 if each product has one
 //   STEPS   times sixteen columns of an adapter
 
@@ -31,8 +33,11 @@
 #define RESULT_PANELS (RESULTS / PANEL)
 #define RESULT_BYTES (PANELS * PANEL_BYTES)
 
+// Whether warps that do not multiply copy results out, and work on them before.
+#define OTHERS_LEAVE (GATED || HEADS)
+
 struct Maps {
-    Map x[3], w[3], low[3], b[3], out[3], base;
+    Map x[3], w[3], low[3], b[3], out[3], raw[2], base;
 };
 
 __device__ __forceinline__ u32 pack(float first, float second) {

@@ -1,12 +1,13 @@
 //! Linear layers with their low-rank adapters, for many rows: forward, and the gradient of an input that layers share.
 //!
 //! On a GPU of compute capability 9.0, in `Bf16`, where shapes allow it, an adapter's second half, what the result is
-//! added to, the product of gate and up and the sum over layers are part of one kernel; otherwise, and on the CPU, they
-//! are the operations that the formulas name, one after another.
+//! added to, the product of gate and up, norm and rotation of heads and the sum over layers are part of one kernel;
+//! otherwise, and on the CPU, they are the operations that the formulas name, one after another.
 
 use super::few::check_layers;
 use super::{Layer, LowRank, backward_input as unproject, forward as project, forward_onto, thin};
-use crate::cuda::own::{Form, Own, Term, Weights};
+use crate::cuda::own::{Form, HEAD_DIM, Own, Term, Weights};
+use crate::ops::head_norm::{self, HeadNorm};
 use crate::ops::swiglu;
 use crate::{Dtype, Tensor, Write, check};
 
@@ -21,12 +22,12 @@ pub enum Onto<'a> {
     Other(&'a Tensor),
 }
 
-/// Whether gate and up are wanted for a pass back.
+/// Whether what lies between an operation's steps is wanted for a pass back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Halves {
-    /// Both are there afterwards.
+pub enum Between {
+    /// It is there afterwards.
     Kept,
-    /// They may be left undefined.
+    /// It may be left undefined.
     Dropped,
 }
 
@@ -46,23 +47,47 @@ pub fn forward(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, low: &mut
     finish(out, onto, x, layer, end);
 }
 
-/// [`forward`] of layers that share their input, onto nothing.
-pub fn forward_each<const N: usize>(outs: [&mut Tensor; N], x: &Tensor, layers: [Layer; N], lows: [&mut Tensor; N]) {
-    check_layers("layer::forward_each", x, None, &layers);
+/// Queries, keys and values, layers of one input, then [norm and rotation](head_norm::forward) of the first two, which before
+/// are in `raw`. `lows` as in [`forward`].
+pub fn heads(
+    [q, k, v]: [&mut Tensor; 3],
+    raw: [&mut Tensor; 2],
+    wanted: Between,
+    x: &Tensor,
+    layers: [Layer; 3],
+    lows: [&mut Tensor; 3],
+    norm: &HeadNorm,
+) {
+    let op = "layer::heads";
+    check_layers(op, x, None, &layers);
+    let columns = layers.map(|layer| layer.weight.rows());
+    let of_heads = [columns[0], columns[1]];
+    norm.check_for(op, x.rows(), of_heads);
     let ends = begin(lows, x, &layers);
-    let terms: [Term; N] = std::array::from_fn(|i| Term { x, weight: layers[i].weight, low: ends[i] });
-    if layers.iter().all(|layer| layer.bias.is_none())
-        && let Some(own) = Own::of(&terms, Weights::ByOutputs, Form::Each)
+    let terms: [Term; 3] = std::array::from_fn(|i| Term { x, weight: layers[i].weight, low: ends[i] });
+    let bare = layers.iter().all(|layer| layer.bias.is_none());
+    let own = |form| Own::of(&terms, Weights::ByOutputs, form).filter(|_| bare);
+    let form = if wanted == Between::Kept { Form::HeadsAndRaw } else { Form::Heads };
+    if norm.q_weight.cols() == HEAD_DIM
+        && let Some(own) = own(form)
     {
-        let placed = outs.into_iter().zip(&layers).map(|(out, layer)| {
-            out.place(x, x.rows(), layer.weight.rows());
-            out.pointer()
-        });
-        return own.run(&placed.collect::<Vec<_>>(), None);
+        let mut to = places([q, k, v], x, columns);
+        if wanted == Between::Kept {
+            to.extend(places(raw, x, of_heads));
+        }
+        return own.run(&to, None, Some(norm));
     }
-    for ((out, layer), end) in outs.into_iter().zip(layers).zip(ends) {
-        finish(out, Onto::Nothing, x, layer, end);
+    let [q_raw, k_raw] = raw;
+    let outs = [&mut *q_raw, &mut *k_raw, v];
+    match own(Form::Each) {
+        Some(own) => own.run(&places(outs, x, columns), None, None),
+        None => {
+            for ((out, layer), end) in outs.into_iter().zip(layers).zip(ends) {
+                finish(out, Onto::Nothing, x, layer, end);
+            }
+        }
     }
+    head_norm::forward(q, k, q_raw, k_raw, norm);
 }
 
 /// What is left of [`forward`] when the adapter's first half is there.
@@ -95,7 +120,7 @@ fn finish(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, adapter: Optio
             Onto::Itself => Some(out.pointer()),
             Onto::Other(base) => Some(base.pointer()),
         };
-        return own.run(&[out.pointer()], base);
+        return own.run(&[out.pointer()], base, None);
     }
     match onto {
         Onto::Nothing => project(out, x, layer.weight, layer.bias, 1.0, Write::Set),
@@ -111,7 +136,7 @@ fn finish(out: &mut Tensor, onto: Onto, x: &Tensor, layer: Layer, adapter: Optio
 pub fn gate_up(
     out: &mut Tensor,
     halves: [&mut Tensor; 2],
-    wanted: Halves,
+    wanted: Between,
     x: &Tensor,
     [gate, up]: [Layer; 2],
     lows: [&mut Tensor; 2],
@@ -122,23 +147,19 @@ pub fn gate_up(
     let [g, u] = halves;
     let ends = begin(lows, x, &[gate, up]);
     let terms = [Term { x, weight: gate.weight, low: ends[0] }, Term { x, weight: up.weight, low: ends[1] }];
-    let form = if wanted == Halves::Kept { Form::GatedAndHalves } else { Form::Gated };
+    let form = if wanted == Between::Kept { Form::GatedAndHalves } else { Form::Gated };
     // Where halves are kept and there are no adapters, too little is saved to be seen in a training step.
-    if (ends[0].is_some() || wanted == Halves::Dropped)
+    if (ends[0].is_some() || wanted == Between::Dropped)
         && gate.bias.is_none()
         && up.bias.is_none()
         && let Some(own) = Own::of(&terms, Weights::ByOutputs, form)
     {
-        let (tokens, outputs) = (x.rows(), gate.weight.rows());
-        out.place(x, tokens, outputs);
-        let mut places = vec![out.pointer()];
-        if wanted == Halves::Kept {
-            for half in [g, u] {
-                half.place(x, tokens, outputs);
-                places.push(half.pointer());
-            }
+        let outputs = gate.weight.rows();
+        let mut to = places([out], x, [outputs]);
+        if wanted == Between::Kept {
+            to.extend(places([g, u], x, [outputs; 2]));
         }
-        return own.run(&places, None);
+        return own.run(&to, None, None);
     }
     for (half, layer, end) in [(&mut *g, gate, ends[0]), (&mut *u, up, ends[1])] {
         project(half, x, layer.weight, layer.bias, 1.0, Write::Set);
@@ -195,7 +216,7 @@ pub fn backward_input(dx: &mut Tensor, layers: &[Above], write: Write) {
             dx.place(first.dy, tokens, inputs);
         }
         let base = (write == Write::Add).then(|| dx.pointer());
-        return own.run(&[dx.pointer()], base);
+        return own.run(&[dx.pointer()], base, None);
     }
     let mut write = write;
     for Above { layer, dy, dlow } in layers {
@@ -220,4 +241,13 @@ fn begin<'a, const N: usize>(
     }
     let mut ends = lows.into_iter().zip(layers).map(|(low, layer)| Some((&*low, layer.adapter?.b)));
     std::array::from_fn(|_| ends.next().flatten())
+}
+
+/// Makes results of as many rows as `x` has, and says where.
+fn places<const N: usize>(outs: [&mut Tensor; N], x: &Tensor, columns: [usize; N]) -> Vec<u64> {
+    let placed = outs.into_iter().zip(columns).map(|(out, columns)| {
+        out.place(x, x.rows(), columns);
+        out.pointer()
+    });
+    placed.collect()
 }
