@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 DEVICE, BOARDS, PROMPT, NEW, MICRO = "cuda", 32, 512, 128, 8
+START, END, IMAGE, VIDEO = 151652, 151653, 151655, 151656
 torch.manual_seed(0)
 config = Qwen3VLConfig(
     text_config=dict(
@@ -24,7 +25,7 @@ config = Qwen3VLConfig(
     vision_config=dict(
         depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, patch_size=16, spatial_merge_size=2,
         temporal_patch_size=2, out_hidden_size=2560, num_position_embeddings=2304, deepstack_visual_indexes=[5, 11, 17]),
-    image_token_id=151655, video_token_id=151656, vision_start_token_id=151652, vision_end_token_id=151653,
+    image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END,
     tie_word_embeddings=True)
 config._attn_implementation = "sdpa"
 torch.set_default_dtype(torch.bfloat16)
@@ -36,7 +37,7 @@ model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=line
 optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
 student = torch.randint(1000, 100000, (BOARDS, PROMPT), device=DEVICE)
-student[:, 10], student[:, 11:75], student[:, 75] = 151652, 151655, 151653
+student[:, 10], student[:, 11:75], student[:, 75] = START, IMAGE, END
 teacher = torch.randint(1000, 100000, (BOARDS, PROMPT), device=DEVICE)
 pixels = torch.randn(BOARDS, 256, 3 * 2 * 16 * 16, device=DEVICE, dtype=torch.bfloat16)
 
@@ -47,7 +48,7 @@ def pictures(rows):
 
 
 def kinds(ids):
-    return dict(mm_token_type_ids=(ids == 151655).long())
+    return dict(mm_token_type_ids=(ids == IMAGE).long())
 
 
 def logits(prompts, answers, **extra):
@@ -69,6 +70,8 @@ def step():
     with torch.no_grad():
         whole = model.generate(input_ids=student, attention_mask=torch.ones_like(student), max_new_tokens=NEW,
                                min_new_tokens=NEW, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                               # Random weights would write them too, and scoring then look for a picture.
+                               suppress_tokens=[START, END, IMAGE, VIDEO],
                                **kinds(student), **pictures(everything))
     answers = whole[:, PROMPT:]
     lap()
