@@ -12,12 +12,13 @@ pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|source| DataError::io(path, "read", source))
 }
 
-/// The text of a file, which must be UTF-8.
+/// The text of a file, which must be UTF-8; without the mark that some editors put in front of it.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read_bytes(path)?).map_err(|error| {
+    let text = String::from_utf8(read_bytes(path)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         DataError::format(path, format!("byte {at}"), "not UTF-8 text; save the file as UTF-8")
-    })
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
 }
 
 /// Creates a folder and its parents.
@@ -47,15 +48,19 @@ pub(crate) fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> std::io::R
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         create_folder(folder)?;
     }
-    let temporary = temporary_name(path);
+    let fail = |source| DataError::io(path, "write", source);
+    let Some(target) = mgsd_tasks::files::replaceable(path) else {
+        return File::create(path).and_then(|mut file| fill(&mut file)).map_err(fail);
+    };
+    let temporary = temporary_name(&target);
     let written = File::create(&temporary).and_then(|mut file| {
         fill(&mut file)?;
         file.sync_all()
     });
-    if let Err(source) = written.and_then(|()| std::fs::rename(&temporary, path)) {
+    if let Err(source) = written.and_then(|()| std::fs::rename(&temporary, &target)) {
         // The error that counts is the first one; a leftover temporary file is only untidy.
         let _ = std::fs::remove_file(&temporary);
-        return Err(DataError::io(path, "write", source));
+        return Err(fail(source));
     }
     Ok(())
 }

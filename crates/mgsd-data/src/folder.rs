@@ -50,12 +50,14 @@ pub struct Filter {
 
 /// Reads the instances of a folder: by task (FrozenLake, Maze, MiniBehaviour), level and file name.
 ///
-/// An error when nothing matches the filter, and when a task that the filter names is not there.
+/// An error when nothing matches the filter, when a task that the filter names is not there, and when a level is there for none
+/// of the tasks.
 pub fn read(folder: &Path, filter: &Filter) -> Result<Vec<Example>> {
     if !folder.is_dir() {
         return Err(DataError::missing(folder, format!("no such folder; {LAYOUT}")));
     }
     let mut paths = Vec::new();
+    let mut missing: Vec<usize> = filter.levels.clone();
     for task in Task::ALL {
         if !filter.tasks.is_empty() && !filter.tasks.contains(&task) {
             continue;
@@ -72,6 +74,7 @@ pub fn read(folder: &Path, filter: &Filter) -> Result<Vec<Example>> {
             if !text_folder.is_dir() {
                 continue;
             }
+            missing.retain(|other| *other != level);
             let texts = files::list(&text_folder)?.into_iter();
             paths.extend(
                 texts
@@ -85,6 +88,9 @@ pub fn read(folder: &Path, filter: &Filter) -> Result<Vec<Example>> {
             if filter.levels.is_empty() { String::new() } else { format!(" of the levels {:?}", filter.levels) };
         return Err(DataError::missing(folder, format!("no instance files{wanted}; {LAYOUT}")));
     }
+    if !missing.is_empty() {
+        return Err(DataError::missing(folder, format!("nothing of the levels {missing:?}; {LAYOUT}")));
+    }
     paths.into_par_iter().map(|(task, level, path)| read_example(task, level, path)).collect()
 }
 
@@ -94,12 +100,18 @@ const LAYOUT: &str = "expected {FrozenLake,Maze,MiniBehaviour}/level<L>/text/*.t
 /// The levels to read of a task's folder.
 fn levels(task_folder: &Path, filter: &Filter) -> Result<Vec<usize>> {
     if !filter.levels.is_empty() {
-        return Ok(filter.levels.clone());
+        let first = |(at, level): (usize, &usize)| !filter.levels[..at].contains(level);
+        return Ok(filter.levels.iter().enumerate().filter(|place| first(*place)).map(|(_, level)| *level).collect());
     }
-    let mut levels: Vec<usize> = files::list(task_folder)?
-        .iter()
-        .filter_map(|path| path.file_name()?.to_str()?.strip_prefix("level")?.parse().ok())
-        .collect();
+    let mut levels = Vec::new();
+    for path in files::list(task_folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let Some(level) = name.strip_prefix("level").and_then(|level| level.parse::<usize>().ok()) else { continue };
+        if name != format!("level{level}") {
+            return Err(DataError::missing(&path, format!("expected the name level{level}; rename the folder")));
+        }
+        levels.push(level);
+    }
     levels.sort_unstable();
     Ok(levels)
 }
@@ -112,6 +124,21 @@ fn read_example(task: Task, level: usize, text_path: PathBuf) -> Result<Example>
             &text_path,
             "field \"task\"",
             format!("{} in the folder of {task}; move the file", instance.task()),
+        ));
+    }
+    if instance.is_slippery() {
+        return Err(DataError::format(
+            &text_path,
+            "field \"is_slippery\"",
+            "true, but the prompts say that a step leads where it points, and so does evaluation; make the boards without \
+             --slippery",
+        ));
+    }
+    if instance.level() != level {
+        return Err(DataError::format(
+            &text_path,
+            "board",
+            format!("of level {} in the folder of level {level}; move the file", instance.level()),
         ));
     }
     let stem = text_path.file_stem().unwrap_or_default().to_string_lossy();

@@ -65,13 +65,16 @@ impl Picture {
         }
     }
 
-    /// The same picture with its bytes embedded; of a path only the file name stays.
+    /// The same picture with its bytes embedded; of a path only the file name stays. An error when it is none.
     pub fn embedded(&self, folder: &Path) -> Result<Picture> {
         if self.bytes.is_some() {
             return Ok(self.clone());
         }
-        let name = self.path.as_deref().map(Path::new).and_then(Path::file_name);
-        Ok(Picture { bytes: Some(self.load(folder)?), path: name.map(|name| name.to_string_lossy().into_owned()) })
+        let path = Path::new(self.path.as_deref().unwrap_or_default());
+        let bytes = self.load(folder)?;
+        check(&bytes).map_err(|problem| DataError::format(path, "picture", problem))?;
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        Ok(Picture { bytes: Some(bytes), path: name })
     }
 }
 
@@ -97,6 +100,15 @@ fn not_found(reference: &str, folder: &Path) -> DataError {
              paths are relative to the file that names them"
         ),
     )
+}
+
+/// Whether the bytes of a file are a picture that others can be given: a PNG that is whole, or what begins like another kind.
+pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
+    match bytes.starts_with(b"\x89PNG") {
+        true => crate::benchmarks::png::decode(bytes).map(|_| ()),
+        false if is_picture(bytes) => Ok(()),
+        false => Err(format!("{} bytes that are no PNG, JPEG, WebP, GIF or BMP file; make it again", bytes.len())),
+    }
 }
 
 /// Whether the bytes begin like a PNG, JPEG, WebP, GIF or BMP file.

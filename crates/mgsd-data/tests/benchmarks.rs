@@ -148,3 +148,25 @@ fn a_broken_line_is_named() {
         assert!(error.contains(word), "{error}");
     }
 }
+
+#[test]
+fn splits_and_levels_that_are_not_there_are_named() {
+    let folder = samples();
+    let read = |options: Options| benchmarks::read(folder.path(), &options).map_err(|error| error.to_string());
+    let split = |split: &str| Options { split: split.to_string(), ..Options::default() };
+    let error = read(split("trian")).unwrap_err();
+    assert!(error.contains("trian") && error.contains("test or train"), "{error}");
+    // DiffThinker's maps are for testing alone.
+    assert!(read(split("train")).map_or(true, |cases| cases.iter().all(|case| case.split == "train")));
+    let error = read(Options { levels: vec![3, 99], ..Options::default() }).unwrap_err();
+    assert!(error.contains("level 99"), "{error}");
+    let images = folder.path().join("frozenlake_maps/level3/img");
+    std::fs::write(images.join("00.png"), b"").unwrap();
+    std::fs::copy(
+        folder.path().join("frozenlake_maps/level3/table/0.txt"),
+        folder.path().join("frozenlake_maps/level3/table/00.txt"),
+    )
+    .unwrap();
+    let error = read(Options::default()).unwrap_err();
+    assert!(error.contains("0.png beside 00.png"), "{error}");
+}

@@ -99,7 +99,7 @@ fn parquet_rows_come_back_with_their_pictures() {
         let picture = std::fs::read(&example.image_path).unwrap();
         assert_eq!(back.images[0].bytes.as_deref(), Some(picture.as_slice()));
         assert_eq!(back.images[0].path.as_deref(), example.image_path.file_name().and_then(|name| name.to_str()));
-        assert_eq!(back.instance().unwrap().board, example.instance.board);
+        assert_eq!(back.instance().unwrap().unwrap().board, example.instance.board);
         assert_eq!(opcd::task_of(back), Some(example.task));
         let without_pictures = |sample: &opcd::Sample| opcd::Sample { images: Vec::new(), ..sample.clone() };
         assert_eq!(without_pictures(back), without_pictures(sample));

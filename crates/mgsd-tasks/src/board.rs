@@ -1,5 +1,6 @@
 //! A board of any of the three tasks.
 
+use crate::render::CELL;
 use crate::{Plan, Position, RenderOptions, Result, RgbImage, Task};
 use crate::{frozen_lake, maze, mini_behaviour};
 
@@ -56,7 +57,7 @@ impl Board {
     /// # Errors
     /// When the image size is out of range.
     pub fn render(&self, options: &RenderOptions) -> Result<RgbImage> {
-        options.check()?;
+        options.check(if let Board::FrozenLake(_) = self { 0 } else { CELL * self.side() })?;
         Ok(match self {
             Board::FrozenLake(board) => frozen_lake::render(board, options),
             Board::Maze(board) => maze::render(board, options.image_size),

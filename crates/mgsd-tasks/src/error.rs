@@ -31,6 +31,15 @@ pub enum Error {
         /// What is accepted.
         problem: String,
     },
+    /// A file is there that boards of other options wrote.
+    #[error(
+        "{path}: is there already, and these options would not write it so; choose another folder, or remove this one",
+        path = path.display()
+    )]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+    },
     /// The generator gave up looking for a board.
     #[error("{task} level {level}, seed {seed}: {problem}")]
     Exhausted {

@@ -14,18 +14,29 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_renamed(path, bytes, true)
 }
 
+/// The file that another may take the place of when `path` is written: behind links. `None`: a device or a pipe, which is
+/// written to as it is.
+pub fn replaceable(path: &Path) -> Option<PathBuf> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() && !found.is_dir() => None,
+        Ok(_) => Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
+        Err(_) => Some(path.to_owned()),
+    }
+}
+
 fn write_renamed(path: &Path, bytes: &[u8], synced: bool) -> Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("tmp{}-{number}", std::process::id()));
     let fail = |source| Error::Io { path: path.to_owned(), source };
+    let Some(path) = replaceable(path) else { return std::fs::write(path, bytes).map_err(fail) };
+    let temporary = path.with_extension(format!("tmp{}-{number}", std::process::id()));
     let write = || {
         let mut file = std::fs::File::create(&temporary)?;
         file.write_all(bytes)?;
         if synced {
             file.sync_all()?;
         }
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, &path)
     };
     write().map_err(|e| {
         // Best effort: what counts is the first error.
@@ -49,6 +60,25 @@ fn numbered(instance: &Instance, kind: &str, extension: &str) -> PathBuf {
         .join(format!("level{}", instance.level()))
         .join(kind)
         .join(format!("{:04}.{extension}", instance.index))
+}
+
+/// Says which of these boards, and of those that `left_out` names, already has a text file below `root` that is another board's:
+/// written beside it, a board would get a picture that is not its own, and what was left out would be there.
+///
+/// # Errors
+/// [`Error::Occupied`] with the first such file; when a file cannot be read.
+pub fn check_free(root: &Path, instances: &[Instance], left_out: &[Instance]) -> Result<()> {
+    let check = |instance: &Instance, wanted: Option<String>| {
+        let path = root.join(text_path(instance));
+        match std::fs::read_to_string(&path) {
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::Io { path, source }),
+            Ok(found) if Some(&found) == wanted.as_ref() => Ok(()),
+            Ok(_) => Err(Error::Occupied { path }),
+        }
+    };
+    instances.par_iter().try_for_each(|instance| check(instance, Some(instance.to_text())))?;
+    left_out.par_iter().try_for_each(|instance| check(instance, None))
 }
 
 /// Reads an instance text file.

@@ -116,7 +116,7 @@ pub fn generate(task: Task, level: usize, options: &GenerateOptions, indices: Ra
     let rejection_shifts = task != Task::FrozenLake;
     let most_rejections = (count * 1000).max(100_000);
     let mut seen: HashSet<String> = HashSet::new();
-    let mut instances: Vec<Instance> = Vec::with_capacity(count);
+    let mut instances: Vec<Instance> = Vec::new();
     let (mut attempt, mut rejected, mut batch) = (0_u64, 0, 64);
     while instances.len() < count {
         let next_index = indices.start + instances.len();

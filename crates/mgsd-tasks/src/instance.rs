@@ -1,6 +1,7 @@
 //! A board with everything its text file says.
 
 use crate::fields::{Fields, put};
+use crate::score::{BenchmarkCase, benchmark};
 use crate::{Board, Difficulty, Error, Plan, Result, Task};
 use crate::{frozen_lake, maze, mini_behaviour};
 
@@ -77,21 +78,23 @@ impl Instance {
     /// Reads an instance text. Distances, neighbours and the trajectory are not read: they follow from the board.
     ///
     /// # Errors
-    /// When a field that is needed is missing or wrong; the error names it.
+    /// When a field that is needed is missing or wrong, or the plan is no shortest one; the error names the field.
     pub fn parse(text: &str) -> Result<Self> {
-        let fields = Fields::parse(text);
+        let fields = Fields::parse(text.strip_prefix('\u{feff}').unwrap_or(text));
         let (board, details): (Board, Details) =
             match fields.value("task", "a task: expected frozenlake, maze or minibehaviour")? {
                 Task::FrozenLake => frozen_lake::parse(&fields).map(|(b, d)| (b.into(), d))?,
                 Task::Maze => maze::parse(&fields).map(|(b, d)| (b.into(), d))?,
                 Task::MiniBehaviour => mini_behaviour::parse(&fields).map(|(b, d)| (b.into(), d))?,
             };
-        let plan = match fields.plan()? {
-            Some(plan) => plan,
-            None => board
-                .solve()
-                .ok_or_else(|| Error::field("solution_actions", "is missing, and the board has no solution"))?,
-        };
+        let wrong = |problem: String| Error::field("solution_actions", problem);
+        let shortest = board.solve().ok_or_else(|| wrong("the board has no solution".to_owned()))?;
+        let plan = fields.plan()?.unwrap_or_else(|| shortest.clone());
+        // It is what teachers are shown and answers are measured by, and the map may have been edited.
+        let of_board = BenchmarkCase::from_board(&board);
+        if plan != shortest && !benchmark::score_plan(&of_board, &plan).optimal_success {
+            return Err(wrong(format!("{plan} is no shortest plan of this board; one is {shortest}")));
+        }
         Ok(Self {
             split: fields.text("split").unwrap_or("train").to_owned(),
             index: fields.value_or("index", "a whole number", 0)?,

@@ -47,6 +47,6 @@ pub use generate::{FrozenLakeOptions, GenerateOptions, generate};
 pub use image::RgbImage;
 pub use instance::{Details, Instance};
 pub use overlay::draw_plan;
-pub use render::RenderOptions;
+pub use render::{CELL, RenderOptions};
 pub use tiles::TileSet;
 pub use types::{Action, Difficulty, Direction, Plan, Position, Task};

@@ -2,10 +2,13 @@
 
 use crate::{Error, Result, TileSet};
 
+/// Pixels of a cell below which a wall, a door or a table may be hidden by what lies beside it.
+pub const CELL: usize = 8;
+
 /// How a board is drawn.
 #[derive(Clone, Debug)]
 pub struct RenderOptions {
-    /// Side of the square picture in pixels, 16 to 4096.
+    /// Side of the square picture in pixels: 16 to 4096, for Maze and MiniBehaviour at least [`CELL`] a cell.
     pub image_size: usize,
     /// The tiles of FrozenLake.
     pub tiles: TileSet,
@@ -19,14 +22,16 @@ impl Default for RenderOptions {
 }
 
 impl RenderOptions {
-    pub(crate) fn check(&self) -> Result<()> {
-        if (16..=4096).contains(&self.image_size) {
+    /// `least`: what the board needs so that no two boards look alike.
+    pub(crate) fn check(&self, least: usize) -> Result<()> {
+        let least = least.max(16);
+        if (least..=4096).contains(&self.image_size) {
             return Ok(());
         }
         Err(Error::Option {
             option: "image-size",
             value: self.image_size.to_string(),
-            problem: "expected 16 to 4096 pixels".to_owned(),
+            problem: format!("expected {least} to 4096 pixels for this board"),
         })
     }
 }

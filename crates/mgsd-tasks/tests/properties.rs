@@ -2,8 +2,8 @@
 
 use mgsd_tasks::score::{BenchmarkCase, TrainingCase, benchmark, training};
 use mgsd_tasks::{
-    Action, Board, Difficulty, Direction, GenerateOptions, Instance, Plan, Position, RenderOptions, Task, draw_plan,
-    frozen_lake, generate, maze, mini_behaviour, perception, plan,
+    Action, Board, CELL, Difficulty, Direction, GenerateOptions, Instance, Plan, Position, RenderOptions, Task,
+    draw_plan, frozen_lake, generate, maze, mini_behaviour, perception, plan,
 };
 use proptest::prelude::*;
 
@@ -92,7 +92,10 @@ proptest! {
         actions in proptest::collection::vec(action(), 0..12),
     ) {
         let options = RenderOptions { image_size, ..Default::default() };
-        let mut image = board.render(&options).unwrap();
+        let drawn = board.render(&options);
+        let enough = board.task() == Task::FrozenLake || image_size >= CELL * board.side();
+        prop_assert_eq!(drawn.is_ok(), enough);
+        let Ok(mut image) = drawn else { return Ok(()) };
         prop_assert_eq!(image.pixels.len(), image_size * image_size * 3);
         draw_plan(&board, &Plan(actions), &mut image);
     }
@@ -185,7 +188,8 @@ fn the_largest_sides_work_from_seed_to_picture_and_back() {
             };
             let instance = generate(task, side, &options, 0..1).unwrap().remove(0);
             assert_eq!(Instance::parse(&instance.to_text()).unwrap(), instance);
-            instance.board.render(&RenderOptions::default()).unwrap();
+            let options = RenderOptions { image_size: 256.max(CELL * side), ..Default::default() };
+            instance.board.render(&options).unwrap();
         }
     }
 }

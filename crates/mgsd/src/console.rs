@@ -15,11 +15,6 @@ impl Console {
         Self { json }
     }
 
-    /// Whether a script reads the result.
-    pub fn is_json(&self) -> bool {
-        self.json
-    }
-
     /// A line for people, on standard output; left out when a script reads.
     pub fn say(&self, text: impl std::fmt::Display) {
         if !self.json {

@@ -5,6 +5,8 @@ mod common;
 use common::{RECIPE, boards, fails, ok, tiny_model};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+#[cfg(unix)]
+use std::process::Command;
 
 #[test]
 fn a_solved_board_scores_under_both_rules() {
@@ -261,6 +263,42 @@ fn records_and_rows_are_made_from_boards() {
     std::fs::write(folder.join("answers.jsonl"), format!("{row}\n")).expect("rows");
     let scores = ok(folder, &["data", "score-perception", "--rows", "answers.jsonl", "--root", "data"]);
     assert!(scores.contains("\"all_exact_match\":true"), "{scores}");
+    let both = ok(folder, &["--json", "data", "score-perception", "--rows", "answers.jsonl", "--root", "data"]);
+    assert!(both.starts_with(&scores) && both.lines().count() == scores.lines().count() + 1, "{both}");
+}
+
+#[cfg(unix)]
+#[test]
+fn records_behind_a_link_find_their_pictures_and_a_pipe_stays_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    std::fs::create_dir_all(folder.join("far/away")).expect("a folder");
+    std::os::unix::fs::symlink(folder.join("far/away"), folder.join("link")).expect("a link");
+    ok(folder, &["data", "perception", "--data", "data", "--out", "link/new/sft.json"]);
+    let records: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("link/new/sft.json")).expect("records")).expect("JSON");
+    let picture = records[0]["images"][0].as_str().expect("a picture");
+    assert!(folder.join("link/new").join(picture).is_file(), "{picture}");
+    ok(folder, &["data", "opcd", "--train", "data", "--val", "data", "--out", "link/rows"]);
+
+    std::os::unix::fs::symlink(folder.join("far/here.png"), folder.join("there.png")).expect("a link");
+    std::fs::write(folder.join("far/here.png"), "").expect("a file");
+    let draw = |to| ["tasks", "render", "data/Maze/level3/text/0000.txt", "--out", to];
+    ok(folder, &draw("there.png"));
+    assert!(
+        folder.join("there.png").is_symlink()
+            && std::fs::metadata(folder.join("far/here.png")).is_ok_and(|m| m.len() > 0)
+    );
+    let pipe = folder.join("pipe.png");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).expect("what comes out of the pipe")
+    });
+    ok(folder, &draw("pipe.png"));
+    assert!(!std::fs::metadata(&pipe).expect("the pipe").is_file());
+    assert_eq!(reader.join().expect("a reader"), std::fs::read(folder.join("there.png")).expect("the picture"));
 }
 
 #[test]

@@ -38,6 +38,64 @@ fn wrong_boards_name_the_file_and_the_field() {
     let render = |plan: &'static str| ["tasks", "render", "torn.txt", "--out", "a.png", "--plan", plan];
     std::fs::copy(&board, folder.join("torn.txt")).expect("a copy");
     is_refused(folder, &render("?"), &["--plan", "\"?\"", "RRD"]);
+    is_refused(folder, &render("R,Q,R"), &["--plan", "R,Q,R", "\"Q\""]);
+    let text = std::fs::read_to_string(&board).expect("a board");
+    let plan = text.lines().find(|line| line.starts_with("solution_actions=")).expect("a plan");
+    write(folder, "plan.txt", &text.replace(plan, "solution_actions=[]"));
+    is_refused(folder, &["tasks", "solve", "plan.txt"], &["plan.txt", "solution_actions", "shortest"]);
+}
+
+/// A folder that holds boards already: nothing is mixed.
+#[test]
+fn boards_of_other_options_are_not_written_over_those_that_are_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let call = |more: &[&'static str]| {
+        let call = ["tasks", "generate", "--task", "maze", "--levels", "3", "--count", "40", "--out", "data"];
+        [&call, more].concat()
+    };
+    ok(folder, &call(&["--seed", "1", "--no-images"]));
+    ok(folder, &call(&["--seed", "1", "--image-size", "64"]));
+    is_refused(folder, &call(&["--seed", "77", "--no-images"]), &["0000.txt", "another folder"]);
+    is_refused(folder, &call(&["--seed", "1", "--part", "training"]), &["level3", "another folder"]);
+    is_refused(folder, &call(&["--slippery"]), &["--slippery", "maze"]);
+    let lake = ["tasks", "generate", "--task", "frozenlake", "--levels", "4", "--count", "1", "--out", "lake"];
+    is_refused(folder, &[&lake[..], &["--difficulty", "hard"]].concat(), &["--difficulty", "frozenlake"]);
+    ok(folder, &[&lake[..], &["--slippery"]].concat());
+    is_refused(folder, &["data", "perception", "--data", "lake", "--out", "a.json"], &["is_slippery", "0000.txt"]);
+}
+
+/// What a filter names must be there, once.
+#[test]
+fn levels_and_splits_that_are_not_there_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    boards(folder, "maze", "3");
+    let records =
+        |levels: &'static str| ["data", "perception", "--data", "data", "--levels", levels, "--out", "a.json"];
+    is_refused(folder, &records("3,9"), &["data", "[9]"]);
+    let count =
+        |path: &str| std::fs::read_to_string(folder.join(path)).expect("records").matches("\"messages\"").count();
+    ok(folder, &records("3"));
+    let once = count("a.json");
+    ok(folder, &records("3,3"));
+    assert_eq!(count("a.json"), once);
+    let table = |split: &'static str| ["data", "vlmevalkit", "--data", "data", "--split", split, "--out", "a.tsv"];
+    ok(folder, &table("train"));
+    is_refused(folder, &table("val"), &["data", "split=val"]);
+    let picture = folder.join("data/Maze/level3/image/0000.png");
+    tear(&picture, 0.5);
+    is_refused(folder, &table("train"), &["0000.png", "PNG"]);
+    is_refused(folder, &["data", "opcd", "--train", "data", "--val", "data", "--out", "o"], &["0000.png", "PNG"]);
+    let text = folder.join("data/Maze/level3");
+    std::fs::rename(&text, folder.join("data/Maze/level4")).expect("a rename");
+    is_refused(
+        folder,
+        &["data", "perception", "--data", "data", "--out", "a.json"],
+        &["0000.txt", "level 3", "level 4"],
+    );
+    std::fs::rename(folder.join("data/Maze/level4"), folder.join("data/Maze/level03")).expect("a rename");
+    is_refused(folder, &["data", "perception", "--data", "data", "--out", "a.json"], &["level03", "level3"]);
 }
 
 #[test]
@@ -69,14 +127,22 @@ fn wrong_rows_name_the_line_and_the_row() {
     };
     let board = "Maze/level3/text/0000.txt";
     refused("{\"id\": 1}\n", &["rows.jsonl", "line 1", "instance"]);
-    refused(&format!("{{\"id\": 1, \"instance\": {board:?}}}\n{{\"id\": 2, \"ins"), &["rows.jsonl", "line 2"]);
-    refused(&format!("{{\"id\": 1, \"instance\": {board:?}, \"response\": 5}}"), &["line 1", "string"]);
-    refused("{\"id\": 1, \"instance\": \"Maze/none.txt\"}", &["Maze/none.txt"]);
     refused(
-        &format!("{{\"id\": \"a\", \"task\": \"frozenlake\", \"instance\": {board:?}}}"),
+        &format!("{{\"id\": 1, \"instance\": {board:?}, \"response\": null}}\n{{\"id\": 2, \"ins"),
+        &["rows.jsonl", "line 2"],
+    );
+    refused(&format!("{{\"id\": 1, \"instance\": {board:?}, \"response\": 5}}"), &["line 1", "string"]);
+    refused(&format!("{{\"id\": 1, \"instance\": {board:?}, \"respons\": \"R\"}}"), &["line 1", "response"]);
+    refused("\n", &["rows.jsonl", "no rows"]);
+    refused("{\"id\": 1, \"instance\": \"Maze/none.txt\", \"response\": null}", &["Maze/none.txt"]);
+    refused(
+        &format!("{{\"id\": \"a\", \"task\": \"frozenlake\", \"instance\": {board:?}, \"answer\": \"R\"}}"),
         &["\"a\"", "maze", board],
     );
-    refused(&format!("{{\"id\": \"a\", \"task\": \"chess\", \"instance\": {board:?}}}"), &["\"a\"", "chess"]);
+    refused(
+        &format!("{{\"id\": \"a\", \"task\": \"chess\", \"instance\": {board:?}, \"answer\": \"R\"}}"),
+        &["\"a\"", "chess"],
+    );
     write(folder, "rows.jsonl", "\u{0}\u{1}");
     is_refused(
         folder,

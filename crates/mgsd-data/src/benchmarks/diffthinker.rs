@@ -1,5 +1,6 @@
 //! DiffThinker's FrozenLake maps: `<root>/level<N>/{img/K.png, table/K.txt, pure_text/K.txt, metadata.json}`.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use mgsd_tasks::score::BenchmarkCase;
@@ -20,10 +21,15 @@ pub fn read(root: &Path, levels: &[usize]) -> Result<Vec<Case>> {
         .filter(|(level, _)| in_levels(levels, *level))
         .collect();
     found.sort();
-    let mut cases = Vec::new();
+    let (mut cases, mut ids) = (Vec::new(), HashSet::new());
     for (level, folder) in found {
         for image in pictures(&folder.join("img"))? {
-            cases.push(case(&folder, level, &image)?);
+            let case = case(&folder, level, &image)?;
+            if !ids.insert(case.case_id.clone()) {
+                let problem = format!("a second one for {}, such as 0.png beside 00.png; rename it", case.case_id);
+                return Err(DataError::format(&image, "picture", problem));
+            }
+            cases.push(case);
         }
     }
     Ok(cases)
@@ -33,7 +39,7 @@ pub fn read(root: &Path, levels: &[usize]) -> Result<Vec<Case>> {
 fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut pictures: Vec<PathBuf> = files::list(folder)?
         .into_iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "png"))
+        .filter(|path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")))
         .collect();
     pictures.sort_by_key(|path| {
         let stem = stem(path);

@@ -2,10 +2,11 @@
 //! [`vlmevalkit`], which writes boards for another evaluation tool.
 
 mod diffthinker;
-mod png;
+pub(crate) mod png;
 mod visual_planning;
 pub mod vlmevalkit;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use mgsd_tasks::score::BenchmarkCase;
@@ -112,30 +113,42 @@ pub fn is_benchmark(root: &Path) -> bool {
 /// Reads all benchmarks found at `root`: DiffThinker's maps (`root` itself, or `frozenlake_maps` below it), and
 /// VisualPlanning's records (`root` itself, or `visualplanning_dataset` below it); FrozenLake first, then Maze, then
 /// MiniBehaviour.
+///
+/// An error when a task or a level that the options name is not there, and when the split is none.
 pub fn read(root: &Path, options: &Options) -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
+    let split = options.split.as_str();
+    if !["test", "train"].contains(&split) {
+        return Err(DataError::missing(root, format!("split {split:?}: expected test or train")));
+    }
+    let (mut cases, mut levels) = (Vec::new(), HashSet::new());
     for task in Task::ALL {
         if !options.tasks.is_empty() && !options.tasks.contains(&task) {
             continue;
         }
         let of_task = match task {
             Task::FrozenLake => {
-                diffthinker_root(root).map(|root| read_diffthinker(&root, &options.levels)).transpose()?
+                // Its maps are for testing.
+                let root = diffthinker_root(root).filter(|_| split == "test");
+                root.map(|root| read_diffthinker(&root, &options.levels)).transpose()?
             }
             _ => visual_planning_root(root)
-                .filter(|root| visual_planning::file(root, task, &options.split).is_file())
-                .map(|root| read_visual_planning(&root, task, &options.split, &options.levels))
+                .filter(|root| root.join(task.name()).is_dir())
+                .map(|root| read_visual_planning(&root, task, split, &options.levels))
                 .transpose()?,
         };
+        levels.extend(of_task.iter().flatten().map(|case| case.level));
         let Some(of_task) = of_task else {
             // A task asked for by name must not be left out in silence.
             if options.tasks.contains(&task) {
-                return Err(DataError::missing(root, format!("no benchmark for {task}; {LAYOUT}")));
+                return Err(DataError::missing(root, format!("no benchmark for {task}, split {split}; {LAYOUT}")));
             }
             continue;
         };
         cases
             .extend(of_task.into_iter().skip(options.start_index).take(options.samples_per_task.unwrap_or(usize::MAX)));
+    }
+    if let Some(level) = options.levels.iter().find(|level| !levels.contains(*level)) {
+        return Err(DataError::missing(root, format!("no case of level {level}; {LAYOUT}")));
     }
     if cases.is_empty() {
         return Err(DataError::missing(

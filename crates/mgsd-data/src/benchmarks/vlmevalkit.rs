@@ -12,8 +12,8 @@ use mgsd_tasks::{Board, RenderOptions};
 
 use super::Case;
 use crate::message::IMAGE_MARK;
-use crate::prompts::Prompts;
-use crate::{DataError, Example, Result, files};
+use crate::prompts::{PromptContext, Prompts};
+use crate::{DataError, Example, Result, files, picture};
 
 /// What is asked about the boards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,10 @@ impl Record {
     pub fn from_example(example: &Example, ask: Question, prompts: &Prompts, options: &RenderOptions) -> Result<Self> {
         let board = &example.instance.board;
         let picture = if example.image_path.is_file() {
-            files::read_bytes(&example.image_path)?
+            let path = &example.image_path;
+            let bytes = files::read_bytes(path)?;
+            picture::check(&bytes).map_err(|problem| DataError::format(path, "picture", problem))?;
+            bytes
         } else {
             png(&example.id, board.render(options).and_then(|image| image.to_png()))?
         };
@@ -85,7 +88,7 @@ impl Record {
             Question::Plan => {
                 (prompts.student(task)?, board.solve().map_or_else(String::new, |plan| plan.answer(task)))
             }
-            Question::Perception => (prompts.perception(task)?, mgsd_tasks::perception::gold(board)),
+            Question::Perception => (prompts.perception(task)?, prompts.perception_answer(&PromptContext::new(board))?),
         };
         Ok(Self {
             case_id: case_id.clone(),

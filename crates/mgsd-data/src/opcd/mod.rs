@@ -80,14 +80,11 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The board behind the row, from the instance file that it carries.
-    pub fn instance(&self) -> Result<Instance, String> {
-        let text = [&self.vsp_task_text, &self.frozenlake_task_text]
-            .into_iter()
-            .flatten()
-            .find(|text| !text.trim().is_empty())
-            .ok_or("no instance text in vsp_task_text or frozenlake_task_text")?;
-        Instance::parse(text).map_err(|error| format!("instance text: {error}"))
+    /// The board behind the row, from the instance file that it carries, if it does. An error when that cannot be read.
+    pub fn instance(&self) -> Result<Option<Instance>, String> {
+        let mut texts = [&self.vsp_task_text, &self.frozenlake_task_text].into_iter().flatten();
+        let Some(text) = texts.find(|text| !text.trim().is_empty()) else { return Ok(None) };
+        Instance::parse(text).map(Some).map_err(|error| format!("instance text: {error}"))
     }
 
     /// What the row itself tells the teacher about the board, if it does.

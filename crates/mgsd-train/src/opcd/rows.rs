@@ -174,7 +174,8 @@ impl Rows {
             Ok(ImageSource::Bytes(picture.load(folder).map_err(TrainError::other(&name))?.into()))
         };
         let pictures = sample.images.iter().map(picture).collect::<Result<Vec<_>>>()?;
-        let instance = sample.instance().ok();
+        // A row that says what its board is must say it right: success is measured on it.
+        let instance = sample.instance().map_err(|problem| wrong(&problem))?;
         let Some(teacher) = sample.teacher_context().map(str::to_string) else {
             let instance =
                 instance.ok_or_else(|| wrong("neither teacher_text_context nor an instance text to make one from"))?;

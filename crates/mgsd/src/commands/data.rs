@@ -34,9 +34,9 @@ pub struct VlmEvalKit {
     /// Folder of a public benchmark.
     #[arg(long)]
     benchmark: Option<PathBuf>,
-    /// Benchmark split.
-    #[arg(long, default_value = "test")]
-    split: String,
+    /// Split: of a benchmark test (the default) or train, of a task folder as its files say; default there: all.
+    #[arg(long)]
+    split: Option<String>,
     #[command(flatten)]
     which: Which,
     /// At most this many boards of each task of a benchmark.
@@ -152,14 +152,21 @@ pub fn run(command: Command, console: &Console) -> anyhow::Result<()> {
     }
 }
 
-/// The folder a file lies in.
-fn folder_of(file: &Path) -> &Path {
-    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// The folder a file lies in, made if it is not there: only of a folder that is there can be said how it refers to a
+/// picture elsewhere, since its path may go through links.
+fn folder_of(file: &Path) -> anyhow::Result<&Path> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_folder(folder)?;
+    Ok(folder)
+}
+
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot create the folder", folder.display()))
 }
 
 fn perception_records(args: &Perception, console: &Console) -> anyhow::Result<()> {
     let examples = folder::read(&args.data, &args.which.filter())?;
-    let records = perception_sft::records(&examples, &Prompts::open(&args.prompts)?, folder_of(&args.out))?;
+    let records = perception_sft::records(&examples, &Prompts::open(&args.prompts)?, folder_of(&args.out)?)?;
     perception_sft::write(&args.out, &records)?;
     console.say(format_args!("{} records in {}", records.len(), args.out.display()));
     console.result(&serde_json::json!({"records": records.len(), "out": args.out}))
@@ -179,10 +186,8 @@ fn score_perception(args: &ScorePerception, console: &Console) -> anyhow::Result
         lines.push_str(&serde_json::to_string(&object)?);
         lines.push('\n');
     }
-    if args.out.is_some() || !console.is_json() {
-        write_lines(args.out.as_deref(), &lines)?;
-    }
-    let rate = exact as f64 / rows.len().max(1) as f64;
+    write_lines(args.out.as_deref(), &lines)?;
+    let rate = exact as f64 / rows.len() as f64;
     console.note(format_args!("{} rows, all exact {rate:.4}", rows.len()));
     console.result(&serde_json::json!({"rows": rows.len(), "all_exact_match": rate, "out": args.out}))
 }
@@ -196,6 +201,7 @@ fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
         order: if args.shuffle { RowOrder::Shuffled } else { RowOrder::ByName },
         ..SelectOptions::default()
     };
+    make_folder(&args.out)?;
     let mut counts = serde_json::Map::new();
     let validation = train.for_validation(args.val_sample_per_level);
     let mut boards = HashSet::new();
@@ -207,8 +213,9 @@ fn opcd_rows(args: &Opcd, console: &Console) -> anyhow::Result<()> {
             "train" => boards.extend(keys),
             _ => {
                 let shared = keys.filter(|key| boards.contains(key)).count();
+                counts.insert("shared".to_string(), shared.into());
                 if shared > 0 {
-                    console.say(format_args!(
+                    console.note(format_args!(
                         "{shared} of {} validation boards are among those to train on; make the boards of the two with \
                          `mgsd tasks generate --part training` and `--part held-out`",
                         examples.len()
@@ -234,7 +241,7 @@ fn vlmevalkit_file(args: &VlmEvalKit, console: &Console) -> anyhow::Result<()> {
         let options = benchmarks::Options {
             tasks: args.which.tasks.clone(),
             levels: args.which.levels.clone(),
-            split: args.split.clone(),
+            split: args.split.clone().unwrap_or("test".to_string()),
             samples_per_task: args.samples_per_task,
             ..benchmarks::Options::default()
         };
@@ -242,7 +249,11 @@ fn vlmevalkit_file(args: &VlmEvalKit, console: &Console) -> anyhow::Result<()> {
         vlmevalkit::write(&args.out, cases.iter().map(|case| Record::from_case(case, ask, &prompts, &pictures)))?
     } else {
         let root = args.data.as_ref().context("--data or --benchmark must say which boards")?;
-        let examples = folder::read(root, &args.which.filter())?;
+        let mut examples = folder::read(root, &args.which.filter())?;
+        if let Some(split) = &args.split {
+            examples.retain(|example| example.instance.split == *split);
+            anyhow::ensure!(!examples.is_empty(), "{}: no board says split={split}", root.display());
+        }
         let records = examples.iter().map(|example| Record::from_example(example, ask, &prompts, &pictures));
         vlmevalkit::write(&args.out, records)?
     };

@@ -33,9 +33,9 @@ pub struct Generate {
     /// Sides of the grids, such as 3,4.
     #[arg(long, value_delimiter = ',', required = true)]
     levels: Vec<usize>,
-    /// Boards of each level.
-    #[arg(long)]
-    count: usize,
+    /// Boards of each level, from 1; `--shard` and `--part` write a share of them.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    count: u64,
     /// Folder to write below: TASK/levelN/{text,image}/NNNN.{txt,png}.
     #[arg(long)]
     out: PathBuf,
@@ -46,8 +46,8 @@ pub struct Generate {
     #[arg(long, default_value = "train")]
     split: String,
     /// Number of the first board; it changes names and where the cycle of difficulties begins, not the seeds.
-    #[arg(long, default_value_t = 0)]
-    start_index: usize,
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    start_index: u64,
     /// Added to every seed. A level's boards are drawn from seeds that count up, so that near seeds give the same boards
     /// again, and small boards are few with any seed: `--part` keeps what is measured apart from what is trained on.
     #[arg(long, default_value_t = 0)]
@@ -67,21 +67,40 @@ pub struct Generate {
     /// Which boards to write: the held-out tenth is never trained on when a recipe makes its own boards, nor by the demo.
     #[arg(long, value_enum, default_value_t = Part::All)]
     part: Part,
-    /// FrozenLake: probability that a cell is frozen.
-    #[arg(long, default_value_t = 0.9)]
-    frozen_probability: f64,
+    /// FrozenLake: probability that a cell is frozen; default: 0.9.
+    #[arg(long)]
+    frozen_probability: Option<f64>,
     /// FrozenLake: start and goal on random cells.
     #[arg(long)]
     random_start_goal: bool,
-    /// FrozenLake: fewest steps from start to goal.
-    #[arg(long, default_value_t = 2)]
-    min_path_length: usize,
+    /// FrozenLake: fewest steps from start to goal; default: 2.
+    #[arg(long)]
+    min_path_length: Option<usize>,
     /// FrozenLake: mark the boards as slippery.
     #[arg(long)]
     slippery: bool,
-    /// Maze, MiniBehaviour: difficulties, cycled over the boards.
-    #[arg(long, value_delimiter = ',', default_value = "easy,medium,hard")]
+    /// Maze, MiniBehaviour: difficulties, cycled over the boards; default: easy,medium,hard.
+    #[arg(long, value_delimiter = ',')]
     difficulty: Vec<Difficulty>,
+}
+
+impl Generate {
+    /// Options of another task would do nothing.
+    fn check(&self) -> anyhow::Result<()> {
+        let of_frozen_lake = [
+            ("--frozen-probability", self.frozen_probability.is_some()),
+            ("--random-start-goal", self.random_start_goal),
+            ("--min-path-length", self.min_path_length.is_some()),
+            ("--slippery", self.slippery),
+            ("--tiles", self.tiles.is_some()),
+        ];
+        let of_others = [("--difficulty", !self.difficulty.is_empty())];
+        let foreign = if self.task == Task::FrozenLake { &of_others[..] } else { &of_frozen_lake };
+        if let Some((option, _)) = foreign.iter().find(|(_, given)| *given) {
+            bail!("{option} has no meaning for {}; leave it out", self.task);
+        }
+        Ok(())
+    }
 }
 
 /// Boards by their content: see `mgsd_data::split`.
@@ -180,31 +199,36 @@ pub fn tile_set(folder: Option<&Path>) -> anyhow::Result<TileSet> {
 }
 
 fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
+    args.check()?;
+    let usual = GenerateOptions::default();
     let options = GenerateOptions {
         seed: args.seed,
         seed_offset: args.seed_offset,
         split: args.split.clone(),
-        difficulties: args.difficulty.clone(),
+        difficulties: if args.difficulty.is_empty() { usual.difficulties.clone() } else { args.difficulty.clone() },
         frozen_lake: FrozenLakeOptions {
-            frozen_probability: args.frozen_probability,
+            frozen_probability: args.frozen_probability.unwrap_or(usual.frozen_lake.frozen_probability),
             random_start_goal: args.random_start_goal,
-            min_path_length: args.min_path_length,
+            min_path_length: args.min_path_length.unwrap_or(usual.frozen_lake.min_path_length),
             slippery: args.slippery,
         },
-        ..GenerateOptions::default()
+        ..usual
     };
     let pictures = RenderOptions { image_size: args.image_size, tiles: tile_set(args.tiles.as_deref())? };
-    let bar = console.bar((args.count * args.levels.len()) as u64, "generate");
+    let numbers = args.start_index as usize..(args.start_index + args.count) as usize;
+    let levels = without_repeats(&args.levels);
+    let bar = console.bar(args.count * levels.len() as u64, "generate");
     let mut written = 0;
-    for &level in &args.levels {
-        let mut instances =
-            mgsd_tasks::generate(args.task, level, &options, args.start_index..args.start_index + args.count)?;
+    for level in levels {
+        let mut instances = mgsd_tasks::generate(args.task, level, &options, numbers.clone())?;
         if let Some((index, count)) = args.shard {
             instances.retain(|instance| instance.index % count == index);
         }
-        if args.part != Part::All {
-            instances.retain(|instance| split::held_out(&instance.board.key()) == (args.part == Part::HeldOut));
-        }
+        let wanted = |instance: &Instance| {
+            args.part == Part::All || split::held_out(&instance.board.key()) == (args.part == Part::HeldOut)
+        };
+        let (instances, left_out): (Vec<_>, Vec<_>) = instances.into_iter().partition(wanted);
+        files::check_free(&args.out, &instances, &left_out)?;
         files::write_instances(&args.out, &instances, (!args.no_images).then_some(&pictures), || bar.inc(1))?;
         written += instances.len();
     }
@@ -213,14 +237,25 @@ fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
     console.result(&serde_json::json!({"task": args.task.name(), "written": written, "out": args.out}))
 }
 
+/// In the order of their first mention.
+fn without_repeats(levels: &[usize]) -> Vec<usize> {
+    let mut once = Vec::new();
+    levels.iter().for_each(|level| {
+        if !once.contains(level) {
+            once.push(*level);
+        }
+    });
+    once
+}
+
 fn render(args: &Render, console: &Console) -> anyhow::Result<()> {
     let instance = files::read_instance(&args.instance)?;
     let options = RenderOptions { image_size: args.image_size, tiles: tile_set(args.tiles.as_deref())? };
     let mut image = instance.board.render(&options)?;
     if let Some(text) = &args.plan {
-        let plan = Plan(parse_benchmark(instance.task(), text).actions);
+        let plan: Plan = text.parse().with_context(|| format!("--plan {text:?}"))?;
         if plan.is_empty() {
-            bail!("--plan is {text:?}: expected letters such as RRD, or R,PICK,D,DROP for MiniBehaviour");
+            bail!("--plan is empty: expected letters such as RRD, or R,PICK,D,DROP for MiniBehaviour");
         }
         mgsd_tasks::draw_plan(&instance.board, &plan, &mut image);
     }
@@ -245,14 +280,19 @@ pub struct ResponseRow {
     pub id: serde_json::Value,
     pub task: Option<String>,
     pub instance: PathBuf,
-    #[serde(alias = "answer")]
+    /// The key must be there; `null` stands for no answer. (Read by a function, since serde takes an `Option` that is
+    /// missing for `None`.)
+    #[serde(alias = "answer", deserialize_with = "Option::deserialize")]
     pub response: Option<String>,
 }
 
 /// Rows of a JSON-lines file, cut at `\n` alone: responses may hold other line separators.
 pub fn response_rows(path: &Path) -> anyhow::Result<Vec<ResponseRow>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: the rows cannot be read", path.display()))?;
-    text.split('\n')
+    let rows: Vec<ResponseRow> = text
+        .strip_prefix('\u{feff}')
+        .unwrap_or(&text)
+        .split('\n')
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .map(|(number, line)| {
@@ -264,7 +304,11 @@ pub fn response_rows(path: &Path) -> anyhow::Result<Vec<ResponseRow>> {
                 )
             })
         })
-        .collect()
+        .collect::<anyhow::Result<_>>()?;
+    if rows.is_empty() {
+        bail!("{}: no rows; expected one JSON object a line", path.display());
+    }
+    Ok(rows)
 }
 
 /// Instances by path, each read once; a row's task must be the instance's.
@@ -284,7 +328,9 @@ impl<'a> Instances<'a> {
         }
         let instance = &self.read[&row.instance];
         if let Some(task) = &row.task {
-            let named: Task = task.parse().with_context(|| format!("row {}: field \"task\"", row.id))?;
+            // What `mgsd data perception` calls its records.
+            let name = task.strip_suffix("_perception_all").unwrap_or(task);
+            let named: Task = name.parse().with_context(|| format!("row {}: field \"task\"", row.id))?;
             if named != instance.task() {
                 bail!(
                     "row {}: field \"task\" is {task:?}, but {} is a {} board",
@@ -335,10 +381,8 @@ fn score(args: &Score, console: &Console) -> anyhow::Result<()> {
         lines.push_str(&serde_json::to_string(&object)?);
         lines.push('\n');
     }
-    if args.out.is_some() || !console.is_json() {
-        write_lines(args.out.as_deref(), &lines)?;
-    }
-    let rate = successes / rows.len().max(1) as f64;
+    write_lines(args.out.as_deref(), &lines)?;
+    let rate = successes / rows.len() as f64;
     console.note(format_args!("{} rows, success {rate:.4}", rows.len()));
     console.result(&serde_json::json!({"rows": rows.len(), "success": rate, "out": args.out}))
 }
