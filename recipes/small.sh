@@ -17,8 +17,9 @@ make_boards() {
     for task in "frozenlake 3,4,5,6,7,8 600" "maze 3,4,5,6 900" "minibehaviour 5,6 1800"; do
         read -r name levels count <<<"$task"
         "$MGSD" tasks generate --task "$name" --levels "$levels" --count "$count" --part held-out --split test \
-            --seed 7 $([ "$name" = frozenlake ] && echo "${lake[@]}") --out "$boards"
+            --seed 7 $([ "$name" = frozenlake ] && echo "${lake[@]}") --out "$boards.part"
     done
+    mv "$boards.part" "$boards"
 }
 
 # measure NAME MODEL: plans from pictures and from text, and readings of pictures.

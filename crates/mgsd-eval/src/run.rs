@@ -107,6 +107,20 @@ fn still_open<R: Row>(
     Ok((open, requests))
 }
 
+/// Removes what an earlier run made of its rows: were this one stopped, it would be taken for what its rows say.
+fn forget_results(rows: &Path) -> Result<()> {
+    for end in ["summary.json", "analysis.json"] {
+        let path = rows.with_extension(end);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("removing", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Asks about every case that has no row yet. `file` is where rows are kept; without it they live in memory only.
 /// Returns one row a case, in the order of the cases; none for a case that the client left unasked.
 pub(crate) fn run<R: Row + Clone>(
@@ -128,6 +142,7 @@ pub(crate) fn run<R: Row + Clone>(
         }
     };
     let (open, requests) = still_open(cases, options, &earlier, question)?;
+    file.map_or(Ok(()), forget_results)?;
     let mut state = Progress { done: cases.len() - open.len(), total: cases.len(), failed: 0 };
     progress(state);
     let mut rows = earlier;

@@ -115,6 +115,26 @@ fn gold_plans_score_optimal_and_failed_answers_are_asked_again() {
         text.contains("script_image.jsonl") && text.contains(&cases[3].case_id) && text.contains("--out"),
         "{text}"
     );
+    assert!(summary.exists());
+
+    // A run that begins anew and is stopped leaves no results of the one before.
+    options.resume = Resume::Fresh;
+    let mut stopped = Stopped;
+    let begun = plan::run_to_folder(&mut stopped, "script", &cases, &prompts, &options, folder.path(), &mut |_| {});
+    assert!(begun.is_err() && !summary.exists());
+}
+
+/// Stops before the first answer.
+struct Stopped;
+
+impl Client for Stopped {
+    fn name(&self) -> String {
+        "stopped".to_string()
+    }
+
+    fn answer(&mut self, _: &[Request], _: &mut dyn FnMut(usize, Answer) -> Result<()>) -> Result<()> {
+        Err(mgsd_eval::Error::Json { path: "nowhere".into(), message: "stopped".to_string() })
+    }
 }
 
 #[test]

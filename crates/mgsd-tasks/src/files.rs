@@ -6,11 +6,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Writes a file so that it is there whole or not at all: to a temporary name in the same folder, synced, then renamed.
+/// Writes a file so that it is there whole or not at all: to a temporary name in the same folder, which is made if it is not
+/// there, synced, then renamed.
 ///
 /// # Errors
 /// When the folder cannot be written to.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })?;
+    }
     write_renamed(path, bytes, true)
 }
 

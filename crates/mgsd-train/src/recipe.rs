@@ -94,8 +94,9 @@ impl Recipe {
             value: None,
             expected: format!("not valid TOML: {error}"),
         })?;
+        let set: Vec<&str> = changes.iter().map(|change| change.split('=').next().unwrap_or_default().trim()).collect();
         for change in changes {
-            apply_change(name, &mut table, change)?;
+            apply_change(name, &mut table, change, &set)?;
         }
         let tree = toml::Value::Table(table);
         let recipe: Self =
@@ -110,8 +111,8 @@ impl Recipe {
     }
 }
 
-/// `a.b.c=value`: the value is TOML when it reads as TOML, else a string.
-fn apply_change(name: &str, table: &mut toml::Table, change: &str) -> Result<()> {
+/// `a.b.c=value`: the value is TOML when it reads as TOML, else a string. `set`: the keys of all changes.
+fn apply_change(name: &str, table: &mut toml::Table, change: &str, set: &[&str]) -> Result<()> {
     let bad = |key: &str, expected: String| TrainError::Recipe {
         file: format!("{name} with --set"),
         key: key.to_string(),
@@ -131,7 +132,13 @@ fn apply_change(name: &str, table: &mut toml::Table, change: &str) -> Result<()>
     for part in &parts {
         here = here.enter(part).ok_or_else(|| bad(key, format!("`{part}` is not a section of this recipe")))?;
     }
-    here.set(last, value).ok_or_else(|| bad(key, format!("`{last}` is not an entry of this list")))
+    here.set(last, value).ok_or_else(|| bad(key, format!("`{last}` is not an entry of this list")))?;
+    // They exclude each other, and the file has one of them.
+    let other = if key == "steps" { "epochs" } else { "steps" };
+    if ["steps", "epochs"].contains(&key) && !set.iter().any(|key| *key == other) {
+        table.remove(other);
+    }
+    Ok(())
 }
 
 /// A place in the TOML tree that a dotted key walks through; lists are entered by number.
@@ -233,6 +240,18 @@ file = "sft.json"
         assert_eq!(recipe.model.out, Path::new("runs/a b"));
         assert_eq!(recipe.data.mix[0].weight, 2.0);
         assert_eq!(recipe.opcd.teacher, TeacherKind::Student);
+    }
+
+    #[test]
+    fn steps_that_are_set_take_the_place_of_the_epochs_of_the_file() {
+        let parse = |text: &str, changes: &[&str]| {
+            Recipe::parse("r.toml", text, &changes.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let recipe = parse(&SMALL.replace("steps = 10", "epochs = 2"), &["steps=5"]).unwrap();
+        assert_eq!((recipe.steps, recipe.epochs), (Some(5), None));
+        let recipe = parse(SMALL, &["epochs=2"]).unwrap();
+        assert!(recipe.steps.is_none() && recipe.epochs.is_some());
+        assert!(parse(SMALL, &["epochs=2", "steps=5"]).is_err());
     }
 
     #[test]

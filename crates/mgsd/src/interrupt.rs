@@ -11,12 +11,12 @@ static FIRST: OnceLock<Instant> = OnceLock::new();
 /// Signals within this time are one: a terminal tells all processes of a run, and so does whoever started them.
 const ECHO: Duration = Duration::from_millis(500);
 
-/// Installs the handler; a later signal ends the program at once.
-pub fn install() -> anyhow::Result<&'static AtomicBool> {
-    ctrlc::set_handler(|| {
+/// Installs the handler, which says what happens now; a later signal ends the program at once.
+pub fn install(told: &'static str) -> anyhow::Result<&'static AtomicBool> {
+    ctrlc::set_handler(move || {
         let first = FIRST.get_or_init(Instant::now);
         if !STOP.swap(true, Ordering::SeqCst) {
-            eprintln!("\nstopping after this step; once more to stop at once");
+            eprintln!("\n{told}");
         } else if first.elapsed() > ECHO {
             std::process::exit(130);
         }

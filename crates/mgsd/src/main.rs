@@ -20,7 +20,7 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
     /// Threads to use; default: all cores.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = commands::at_least_one)]
     jobs: Option<usize>,
     #[command(subcommand)]
     command: Command,

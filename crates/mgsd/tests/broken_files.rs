@@ -65,7 +65,6 @@ fn broken_models_name_the_file_and_the_tensor_or_key() {
     );
     std::fs::create_dir(folder.join("empty")).expect("a folder");
     is_refused(folder, &ask("empty", &[]), &["empty"]);
-    is_refused(folder, &ask("empty", &["--device", "cuda:x"]), &["--device"]);
     is_refused(folder, &["model", "init", "--config", "empty", "--out", "m"], &["empty"]);
 }
 

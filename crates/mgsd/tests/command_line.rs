@@ -304,7 +304,7 @@ fn records_behind_a_link_find_their_pictures_and_a_pipe_stays_one() {
 #[test]
 fn wrong_usage_ends_with_2_and_names_the_flag() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 17] = [
         (&["tasks", "generate", "--task", "chess", "--levels", "3", "--count", "1", "--out", "x"], "--task"),
         (&["tasks", "generate", "--task", "maze", "--levels", "three", "--count", "1", "--out", "x"], "--levels"),
         (&["tasks", "generate", "--task", "maze", "--levels", "3", "--out", "x"], "--count"),
@@ -314,6 +314,33 @@ fn wrong_usage_ends_with_2_and_names_the_flag() {
         ),
         (&["train", "dpo", "recipe.toml"], "dpo"),
         (&["eval", "plan", "--model", "m", "--out", "x"], "--data"),
+        (&["tasks", "generate", "--task", "maze", "--levels", "3-5", "--count", "1", "--out", "x"], "3,4"),
+        (&["tasks", "generate", "--task", "maze", "--levels", "3", "--count", "0", "--out", "x"], "--count"),
+        (&["--jobs", "0", "bench", "tasks"], "--jobs"),
+        (&["bench", "tasks", "--repeats", "0"], "--repeats"),
+        (&["launch", "--processes", "0", "train"], "--processes"),
+        (&["serve", "--model", "m", "--slots", "0"], "--slots"),
+        (&["model", "chat", "--model", "m", "--device", "gpu"], "cuda:N"),
+        (&["eval", "plan", "--model", "m", "--data", "d", "--out", "x", "--device", "cuda:x"], "cuda:N"),
+        (&["eval", "plan", "--model", "m", "--data", "d", "--out", "x", "--batch", "0"], "--batch"),
+        (&["demo", "--device", "tpu"], "cuda:N"),
+        (
+            &[
+                "eval",
+                "plan",
+                "--endpoint",
+                "http://a",
+                "--model",
+                "m",
+                "--data",
+                "d",
+                "--out",
+                "x",
+                "--concurrency",
+                "0",
+            ],
+            "--concurrency",
+        ),
     ];
     for (arguments, part) in cases {
         let error = fails(folder.path(), 2, arguments);

@@ -163,7 +163,6 @@ fn wrong_flags_say_what_was_expected() {
         (vec!["--timeout", "0"], "--timeout is 0"),
         (vec!["--ca-file", "nowhere.pem"], "nowhere.pem"),
         (vec!["--api-key-header", "a b"], "--api-key-header"),
-        (vec!["--concurrency", "0"], "--concurrency"),
     ] {
         let said = fails(folder.path(), 1, &plan("http://127.0.0.1:9", &more));
         assert!(said.contains(expected), "{more:?}: {said}");

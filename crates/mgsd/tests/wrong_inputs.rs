@@ -65,6 +65,21 @@ fn boards_of_other_options_are_not_written_over_those_that_are_there() {
     is_refused(folder, &["data", "perception", "--data", "lake", "--out", "a.json"], &["is_slippery", "0000.txt"]);
 }
 
+/// What an earlier run left is there until it is known that another can begin.
+#[test]
+fn a_wrong_change_costs_no_earlier_demo() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    std::fs::create_dir(folder.join("demo")).expect("a folder");
+    for name in ["demo.log", "demo.json", "report.html"] {
+        write(&folder.join("demo"), name, "earlier");
+    }
+    for flag in ["--set-sft", "--set-opcd"] {
+        is_refused(folder, &["demo", "--quick", "--out", "demo", flag, "optimiser.rate=1"], &[flag, "optimiser.rate"]);
+    }
+    assert!(folder.join("demo/demo.json").exists() && folder.join("demo/report.html").exists());
+}
+
 /// What a filter names must be there, once.
 #[test]
 fn levels_and_splits_that_are_not_there_are_named() {
@@ -134,6 +149,12 @@ fn wrong_rows_name_the_line_and_the_row() {
     refused(&format!("{{\"id\": 1, \"instance\": {board:?}, \"response\": 5}}"), &["line 1", "string"]);
     refused(&format!("{{\"id\": 1, \"instance\": {board:?}, \"respons\": \"R\"}}"), &["line 1", "response"]);
     refused("\n", &["rows.jsonl", "no rows"]);
+    let row = format!("{{\"id\": 1, \"instance\": {board:?}, \"response\": \"R\"}}");
+    write(folder, "own.jsonl", &row);
+    let own =
+        ["tasks", "score", "--rows", "own.jsonl", "--root", "data", "--rules", "training", "--out", "./own.jsonl"];
+    is_refused(folder, &own, &["--out", "own.jsonl", "lost"]);
+    assert_eq!(std::fs::read_to_string(folder.join("own.jsonl")).expect("rows"), row);
     refused("{\"id\": 1, \"instance\": \"Maze/none.txt\", \"response\": null}", &["Maze/none.txt"]);
     refused(
         &format!("{{\"id\": \"a\", \"task\": \"frozenlake\", \"instance\": {board:?}, \"answer\": \"R\"}}"),
@@ -261,7 +282,7 @@ fn wrong_distillation_rows_name_the_file_and_the_field() {
     refused(&["opcd.teacher=folder", "opcd.teacher_model=\"nowhere\""], &["nowhere"]);
     refused(&["opcd.top_k=4", "opcd.loss=policy-gradient"], &["opcd.top_k", "policy-gradient"]);
     refused(&["opcd.top_k=0"], &["opcd.top_k", "at least 2"]);
-    refused(&["epochs=1"], &["epochs", "steps"]);
+    refused(&["epochs=1", "steps=1"], &["epochs", "steps"]);
     tear(&folder.join("rows/train.parquet"), 0.7);
     refused(&["data.train=\"rows/train.parquet\""], &["rows/train.parquet"]);
     let whole = std::fs::read_to_string(folder.join("rows/train.json")).expect("rows");

@@ -116,6 +116,9 @@ pub fn is_benchmark(root: &Path) -> bool {
 ///
 /// An error when a task or a level that the options name is not there, and when the split is none.
 pub fn read(root: &Path, options: &Options) -> Result<Vec<Case>> {
+    if !root.is_dir() {
+        return Err(DataError::missing(root, format!("no such folder; {LAYOUT}")));
+    }
     let split = options.split.as_str();
     if !["test", "train"].contains(&split) {
         return Err(DataError::missing(root, format!("split {split:?}: expected test or train")));

@@ -36,6 +36,10 @@ pub fn read_runs(folders: &[PathBuf]) -> Result<ReportData> {
     let mut data = ReportData { title: "From reading the picture to planning from it".into(), ..ReportData::default() };
     let mut shown = Vec::new();
     for folder in folders {
+        if !folder.is_dir() {
+            let message = "no such folder: name one that `mgsd demo`, `mgsd eval` or `mgsd train` wrote".to_string();
+            return Err(Error::Json { path: folder.clone(), message });
+        }
         let prefix = if folders.len() > 1 { format!("{}: ", name(folder)) } else { String::new() };
         let boards = read_boards(&folder.join("data"));
         for sub in [folder.clone(), folder.join("eval")] {

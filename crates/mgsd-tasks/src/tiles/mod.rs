@@ -86,6 +86,9 @@ impl TileSet {
     /// # Errors
     /// When a file is missing, is no PNG, or is not square.
     pub fn load(folder: &Path) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::Image { path: folder.to_owned(), problem: "no such folder of tiles".to_owned() });
+        }
         let read = |name: &str| {
             let path = folder.join(name);
             let tile = read_rgba_png(&path)?;

@@ -12,7 +12,7 @@ pub struct Args {
     /// What to measure.
     name: Name,
     /// Runs of which the median is taken.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = super::at_least_one)]
     repeats: usize,
     #[command(flatten)]
     device: super::Device,
@@ -61,7 +61,6 @@ enum Name {
 }
 
 pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
-    anyhow::ensure!(args.repeats > 0, "--repeats is 0, expected at least 1");
     // A long measurement tells each figure as it comes.
     let say = |(name, value, unit): &(String, f64, &str)| {
         let digits = if *value < 100.0 { 2 } else { 1 };
@@ -117,5 +116,5 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         .iter()
         .map(|(name, value, unit)| serde_json::json!({"name": name, "value": value, "unit": unit}))
         .collect();
-    console.result(&rows)
+    console.result(&serde_json::json!({"figures": rows}))
 }

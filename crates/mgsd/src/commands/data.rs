@@ -1,6 +1,6 @@
 //! `mgsd data`: training files from boards, and perception answers scored.
 
-use super::tasks::{Instances, response_rows, tile_set, write_lines};
+use super::tasks::{Instances, apart, response_rows, tile_set, write_lines};
 use crate::console::Console;
 use anyhow::Context;
 use mgsd_data::benchmarks::{
@@ -15,6 +15,8 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Turn boards into training files, and score perception answers.
+///
+/// Example: mgsd data perception --data data --out sft.json
 #[derive(clap::Subcommand)]
 pub enum Command {
     Perception(Perception),
@@ -133,7 +135,7 @@ pub struct Which {
     #[arg(long, value_delimiter = ',')]
     pub tasks: Vec<Task>,
     /// Levels to take; default: all.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = super::level)]
     pub levels: Vec<usize>,
 }
 
@@ -173,6 +175,7 @@ fn perception_records(args: &Perception, console: &Console) -> anyhow::Result<()
 }
 
 fn score_perception(args: &ScorePerception, console: &Console) -> anyhow::Result<()> {
+    apart(args.out.as_deref(), &args.rows)?;
     let rows = response_rows(&args.rows)?;
     let mut instances = Instances::below(&args.root);
     let (mut lines, mut exact) = (String::new(), 0_usize);

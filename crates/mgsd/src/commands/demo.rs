@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set_opcd: Vec<String>,
     /// Where the models run: cpu, cuda or cuda:N. The embedded model is so small that the CPU suits it.
-    #[arg(long, default_value = "cpu", value_name = "cpu|cuda|cuda:N")]
+    #[arg(long, default_value = "cpu", value_name = "cpu|cuda|cuda:N", value_parser = super::device_name)]
     device: String,
 }
 

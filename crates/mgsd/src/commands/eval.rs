@@ -7,6 +7,8 @@ mod tables;
 use crate::console::Console;
 
 /// Measure planning, perception and the modality gap.
+///
+/// Example: mgsd eval plan --model runs/demo/opcd/model --data data --prompts compact --out runs/eval
 #[derive(clap::Subcommand)]
 pub enum Command {
     Plan(Box<ask::Plan>),

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 #[command(group = clap::ArgGroup::new("count").required(true))]
 pub struct Args {
     /// How many GPUs, and processes.
-    #[arg(long, value_name = "N", group = "count")]
+    #[arg(long, value_name = "N", group = "count", value_parser = super::at_least_one)]
     gpus: Option<usize>,
     /// How many processes on the CPU, which share its cores: gives no speed on one machine, but tries a run of several.
-    #[arg(long, value_name = "N", group = "count")]
+    #[arg(long, value_name = "N", group = "count", value_parser = super::at_least_one)]
     processes: Option<usize>,
     /// The command of mgsd and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
@@ -27,11 +27,7 @@ pub struct Args {
 
 /// `global`: flags that every process gets.
 pub fn run(args: &Args, global: &[String]) -> anyhow::Result<()> {
-    let (name, count) = match (args.gpus, args.processes) {
-        (Some(count), _) => ("--gpus", count),
-        (None, count) => ("--processes", count.unwrap_or_default()),
-    };
-    anyhow::ensure!(count > 0, "{name} is 0, expected at least 1");
+    let count = args.gpus.or(args.processes).unwrap_or(1);
     anyhow::ensure!(
         args.command.first().is_some_and(|name| name == "train" || name == "bench"),
         "{:?} cannot be shared by several processes; expected train or bench gpu",

@@ -17,10 +17,26 @@ use anyhow::Context;
 use mgsd_train::world::{Place, World};
 use std::path::{Path, PathBuf};
 
+/// Reads a flag that counts what there must be one of.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "expected a whole number from 1".to_string())
+}
+
+/// Reads one of a list of levels.
+pub fn level(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected sides of grids such as 3,4".to_string())
+}
+
+/// Reads the name of a device, which need not be there.
+fn device_name(text: &str) -> Result<String, String> {
+    let numbered = text.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
+    let known = numbered || ["cpu", "cuda", "auto"].contains(&text);
+    known.then(|| text.to_string()).ok_or_else(|| "expected cpu, cuda, cuda:N or auto".to_string())
+}
+
 /// Sets the number of worker threads for the whole program.
 pub fn threads(jobs: Option<usize>) -> anyhow::Result<()> {
     let Some(jobs) = jobs else { return Ok(()) };
-    anyhow::ensure!(jobs > 0, "--jobs is 0, expected a number of threads from 1");
     mgsd_compute::set_threads(jobs);
     rayon::ThreadPoolBuilder::new().num_threads(jobs).build_global().context("cannot start the worker threads")
 }
@@ -73,7 +89,7 @@ pub fn model_folder_of(given: Option<&PathBuf>, console: &Console) -> anyhow::Re
 #[derive(clap::Args)]
 pub struct Device {
     /// Where the model runs: cpu, cuda or cuda:N; by default the first GPU if there is one that can be used.
-    #[arg(long, default_value = "auto", value_name = "cpu|cuda|cuda:N")]
+    #[arg(long, default_value = "auto", value_name = "cpu|cuda|cuda:N", value_parser = device_name)]
     device: String,
 }
 
@@ -109,7 +125,13 @@ impl Device {
 pub struct Devices {
     /// Where the model runs: cpu, cuda or cuda:N; by default the first GPU if there is one that can be used. Several, such
     /// as cuda:0,cuda:1, hold a copy each and share the work.
-    #[arg(long = "device", default_value = "auto", value_name = "cpu|cuda|cuda:N", value_delimiter = ',')]
+    #[arg(
+        long = "device",
+        default_value = "auto",
+        value_name = "cpu|cuda|cuda:N",
+        value_delimiter = ',',
+        value_parser = device_name
+    )]
     devices: Vec<String>,
 }
 

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Make, look into and talk to Qwen3-VL checkpoints.
+///
+/// Example: mgsd model chat --model assets/nano --image maze.png "$(printf 'maze\nread')"
 #[derive(clap::Subcommand)]
 pub enum Command {
     Init(Init),

@@ -43,13 +43,13 @@ pub struct Args {
     #[command(flatten)]
     key: Key,
     /// Answers that advance at once; default: as many as a gibibyte of cache holds, at most 32.
-    #[arg(long)]
+    #[arg(long, value_parser = super::at_least_one)]
     slots: Option<usize>,
     /// Tokens of prompt and answer together; default: the model's own limit, at most 4096.
-    #[arg(long)]
+    #[arg(long, value_parser = super::at_least_one)]
     context: Option<usize>,
     /// Longest answer in tokens; default: whatever the context leaves.
-    #[arg(long)]
+    #[arg(long, value_parser = super::at_least_one)]
     max_tokens: Option<usize>,
     /// Answers that may wait for a slot before requests are refused with 429.
     #[arg(long, default_value_t = 1024)]
@@ -192,7 +192,7 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
         pictures: RenderOptions { image_size: 256, tiles: tile_set(args.tiles.as_deref())? },
         drain: Duration::from_secs(args.drain),
     };
-    let stop = interrupt::install()?;
+    let stop = interrupt::install("taking no more requests; once more to stop at once")?;
     let path = model.path.clone();
     let (adapter, teacher) =
         (model_folder_of(args.adapter.as_ref(), console)?, model_folder_of(args.teacher.as_ref(), console)?);

@@ -14,6 +14,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Make, draw, solve and score planning boards.
+///
+/// Example: mgsd tasks generate --task maze --levels 3,4 --count 100 --out data
 #[derive(clap::Subcommand)]
 pub enum Command {
     Generate(Generate),
@@ -31,7 +33,7 @@ pub struct Generate {
     #[arg(long)]
     task: Task,
     /// Sides of the grids, such as 3,4.
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required = true, value_parser = super::level)]
     levels: Vec<usize>,
     /// Boards of each level, from 1; `--shard` and `--part` write a share of them.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
@@ -286,6 +288,14 @@ pub struct ResponseRow {
     pub response: Option<String>,
 }
 
+/// Scores must not take the place of the rows that they are made from.
+pub fn apart(out: Option<&Path>, rows: &Path) -> anyhow::Result<()> {
+    let place = |path: &Path| std::fs::canonicalize(path).ok();
+    let same = out.is_some_and(|out| place(out).is_some_and(|out| Some(out) == place(rows)));
+    anyhow::ensure!(!same, "--out {}: is the file of --rows, whose responses would be lost", rows.display());
+    Ok(())
+}
+
 /// Rows of a JSON-lines file, cut at `\n` alone: responses may hold other line separators.
 pub fn response_rows(path: &Path) -> anyhow::Result<Vec<ResponseRow>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: the rows cannot be read", path.display()))?;
@@ -349,11 +359,16 @@ pub fn write_lines(out: Option<&Path>, lines: &str) -> anyhow::Result<()> {
     use std::io::Write;
     match out {
         Some(path) => Ok(files::write_whole(path, lines.as_bytes())?),
-        None => std::io::stdout().write_all(lines.as_bytes()).context("standard output"),
+        None => match std::io::stdout().write_all(lines.as_bytes()) {
+            // Whoever reads has seen enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.context("standard output"),
+        },
     }
 }
 
 fn score(args: &Score, console: &Console) -> anyhow::Result<()> {
+    apart(args.out.as_deref(), &args.rows)?;
     let rows = response_rows(&args.rows)?;
     let mut instances = Instances::below(&args.root);
     let (mut lines, mut successes) = (String::new(), 0.0);

@@ -71,7 +71,13 @@ pub fn run(args: &Args, console: &Console) -> anyhow::Result<()> {
             console.note(format_args!("step {} measured: {}", progress.step, summary_line(progress)));
         }
     };
-    let control = Control { stop: interrupt::install()?, resume: args.resume, device, world, progress: Some(&show) };
+    let control = Control {
+        stop: interrupt::install("stopping after this step; once more to stop at once")?,
+        resume: args.resume,
+        device,
+        world,
+        progress: Some(&show),
+    };
     let summary = mgsd_train::run(&recipe, &control)?;
     if !control.world.writes() {
         return Ok(());

@@ -17,7 +17,7 @@ use mgsd_data::prompts::{Prompts, ReferencePlan};
 use mgsd_eval::demo::{Demo, StageScores};
 use mgsd_train::{Control, Device, Phase, Progress, Recipe, World};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// What a run is told.
@@ -50,7 +50,14 @@ pub enum Scale {
 /// Runs the demo and writes `demo.json` and `report.html`.
 pub fn run(settings: &Settings, console: &Console) -> anyhow::Result<Demo> {
     let out = &settings.out;
-    let stop = interrupt::install()?;
+    let stop = interrupt::install("stopping after this step, or after this measurement; once more to stop at once")?;
+    // Before anything is taken away.
+    for (flag, recipe, changes) in [
+        ("--set-sft", embedded::SFT_RECIPE, &settings.set_sft),
+        ("--set-opcd", embedded::OPCD_RECIPE, &settings.set_opcd),
+    ] {
+        Recipe::parse(flag, recipe, changes)?;
+    }
     fresh_folder(out)?;
     let mut clock = Clock { seconds: IndexMap::new(), started: Instant::now() };
     let base = embedded::write_model(&out.join("base"))?;
@@ -64,14 +71,14 @@ pub fn run(settings: &Settings, console: &Console) -> anyhow::Result<Demo> {
     clock.lap("generate");
 
     let bench = Bench::new(&boards.test, prompts, out.join("eval"), settings.device);
-    let base_scores = measured(&bench, "base", &base, console)?;
+    let base_scores = measured(&bench, "base", &base, stop, console)?;
     clock.lap("measure_base");
 
     // Without stage 1 the student is the base, which is measured already; its rows are not written a second time.
     let (student, sft_scores) = if settings.cold_start {
         let model = train("sft", embedded::SFT_RECIPE, &sft_changes(settings, &base), settings, stop, console)?;
         clock.lap("sft");
-        let scores = measured(&bench, "sft", &model, console)?;
+        let scores = measured(&bench, "sft", &model, stop, console)?;
         clock.lap("measure_sft");
         (model, scores)
     } else {
@@ -81,7 +88,7 @@ pub fn run(settings: &Settings, console: &Console) -> anyhow::Result<Demo> {
     let changes = opcd_changes(settings, &student, &base);
     let taught = train("opcd", embedded::OPCD_RECIPE, &changes, settings, stop, console)?;
     clock.lap("opcd");
-    let mgsd_scores = measured(&bench, "mgsd", &taught, console)?;
+    let mgsd_scores = measured(&bench, "mgsd", &taught, stop, console)?;
     clock.lap("measure_mgsd");
 
     let scores = [base_scores, sft_scores, mgsd_scores];
@@ -139,17 +146,28 @@ fn fresh_folder(out: &Path) -> anyhow::Result<()> {
         anyhow::bail!("{}: is not empty and holds no earlier demo: name another folder with --out", out.display());
     }
     if taken {
-        for part in ["base", "data", "eval", "sft", "opcd"] {
-            let folder = out.join(part);
-            if folder.exists() {
-                std::fs::remove_dir_all(&folder)
-                    .with_context(|| format!("{}: cannot be cleared for the new run", folder.display()))?;
-            }
+        // What was measured first: it must not stand beside another run's parts.
+        for part in ["report.html", "demo.json", "eval", "opcd", "sft", "base", "data"] {
+            clear(&out.join(part))?;
+        }
+        for part in ["sft.json", "opcd.json", "dataset_info.json"] {
+            clear(&out.join(part))?;
         }
     }
     std::fs::create_dir_all(out).with_context(|| format!("{}: cannot be made", out.display()))?;
     std::fs::write(&marker, "A folder of `mgsd demo`; the next demo may replace what is in it.\n")
         .with_context(|| format!("{}: cannot be written", marker.display()))
+}
+
+/// Removes a file or a folder, if it is there.
+fn clear(part: &Path) -> anyhow::Result<()> {
+    let removed = if part.is_dir() { std::fs::remove_dir_all(part) } else { std::fs::remove_file(part) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: cannot be cleared for the new run", part.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn sft_changes(settings: &Settings, base: &Path) -> Vec<String> {
@@ -209,16 +227,31 @@ fn train(
             ));
         }
     };
-    Ok(mgsd_train::run(
-        &recipe,
-        &Control { stop, resume: false, device: settings.device, world: World::alone(), progress: Some(&show) },
-    )?
-    .result)
+    let control =
+        Control { stop, resume: false, device: settings.device, world: World::alone(), progress: Some(&show) };
+    match mgsd_train::run(&recipe, &control) {
+        Err(error) if stop.load(Ordering::SeqCst) => {
+            let recipe = settings.out.join(name).join("recipe.toml");
+            let recipe = recipe.display();
+            anyhow::bail!("{ANEW} (this stage alone: `mgsd train {name} {recipe} --resume`; {error})")
+        }
+        done => Ok(done?.result),
+    }
 }
 
-fn measured(bench: &Bench, stage: &str, model: &Path, console: &Console) -> anyhow::Result<StageScores> {
+/// What a demo that was stopped says.
+const ANEW: &str = "stopped; `mgsd demo` begins anew when it is started again";
+
+fn measured(
+    bench: &Bench,
+    stage: &str,
+    model: &Path,
+    stop: &AtomicBool,
+    console: &Console,
+) -> anyhow::Result<StageScores> {
     console.note(format_args!("measuring: {stage}"));
     let scores = bench.measure(stage, model)?;
+    anyhow::ensure!(!stop.load(Ordering::SeqCst), "{ANEW}");
     let exact = scores.perception_exact_match.get(mgsd_eval::demo::MACRO).copied().unwrap_or(0.0);
     console.note(format_args!(
         "  {stage}: plans from the picture {:.3}, from text {:.3}; reads the board exactly {exact:.3}",

@@ -64,7 +64,7 @@ pub struct Common {
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<Task>,
     /// Levels to ask about; default: all.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = crate::commands::level)]
     levels: Vec<usize>,
     /// At most this many boards of each task.
     #[arg(long)]
@@ -89,7 +89,7 @@ pub struct Common {
     #[arg(long, default_value = "standard")]
     prompts: String,
     /// Longest answer in tokens.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 4096, value_parser = crate::commands::at_least_one)]
     max_new_tokens: usize,
     /// 0 takes the likeliest token each time.
     #[arg(long, default_value_t = 0.0)]
@@ -101,7 +101,7 @@ pub struct Common {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Boards answered side by side by a model in process.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = crate::commands::at_least_one)]
     batch: usize,
     /// Folder with FrozenLake tiles, for boards that are drawn anew.
     #[arg(long)]

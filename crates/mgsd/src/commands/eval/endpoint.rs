@@ -26,7 +26,7 @@ pub struct EndpointArgs {
     #[arg(long, value_name = "HEADER", requires = "endpoints")]
     api_key_header: Option<String>,
     /// Questions under way at once, over all endpoints.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = crate::commands::at_least_one)]
     concurrency: usize,
     /// Seconds that one answer may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300.0)]

@@ -52,7 +52,7 @@ pub fn gap_table(args: &Gap, console: &Console) -> anyhow::Result<()> {
     for path in paths {
         console.say(path.display());
     }
-    console.result(&rows)
+    console.result(&serde_json::json!({"rows": rows}))
 }
 
 pub fn compare_runs(args: &Compare, console: &Console) -> anyhow::Result<()> {
