@@ -88,8 +88,26 @@ impl Message {
     }
 }
 
+/// Fields of OpenAI-style messages that templates may write and that are not read here.
+const NOT_READ: [&str; 5] = ["tool_calls", "function_call", "reasoning_content", "reasoning", "audio"];
+
+/// The first field of an OpenAI-style message that says something and is not read.
+pub fn field_not_read(message: &serde_json::Value) -> Option<&'static str> {
+    let says_nothing = |value: &serde_json::Value| match value {
+        serde_json::Value::Null => true,
+        serde_json::Value::String(text) => text.is_empty(),
+        serde_json::Value::Array(list) => list.is_empty(),
+        serde_json::Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    NOT_READ.into_iter().find(|field| !says_nothing(&message[*field]))
+}
+
 fn message_from_json(index: usize, message: &serde_json::Value, base: &Path) -> Result<Message> {
     let wrong = |problem: String| Error::Prompt(format!("message {index}: {problem}"));
+    if let Some(field) = field_not_read(message) {
+        return Err(wrong(format!("{field} is not supported; expected role and content alone, leave it out")));
+    }
     let Some(role) = message["role"].as_str() else {
         return Err(wrong(format!("role is {}; expected \"system\", \"user\" or \"assistant\"", message["role"])));
     };
@@ -180,6 +198,8 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
+        // As Jinja does, or a template from Windows would put other line ends into the prompt.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         environment.add_template_owned("chat", source).map_err(broken)?;
         Ok(Self { environment, origin, special_tokens: Vec::new() })
     }

@@ -209,20 +209,11 @@ fn read_text(section: &Section) -> Result<TextConfig> {
     if section.flag("attention_bias", false)? {
         return Err(section.wrong("attention_bias", "is true; only false is supported, as in every Qwen3-VL".into()));
     }
-    // Old files spread the rotary settings over `rope_theta` and `rope_scaling`, new ones gather them.
-    let rope = ["rope_parameters", "rope_scaling"].into_iter().find(|&key| section.get(key).is_some());
-    let Some(rope) = rope else {
+    let Some(rope) = read_rope(section, &["default", "mrope"])? else {
         return Err(section.wrong("rope_scaling", "is missing (or rope_parameters); it must hold mrope_section".into()));
     };
-    let rope = section.section(rope)?;
-    for key in ["rope_type", "type"] {
-        rope.expect_text(key, &["default", "mrope"])?;
-    }
-    if !rope.flag("mrope_interleaved", true)? {
-        return Err(rope.wrong("mrope_interleaved", "is false; Qwen3-VL interleaves the frequencies, set true".into()));
-    }
-    let rope_theta =
-        if rope.get("rope_theta").is_some() { rope.number("rope_theta")? } else { section.number("rope_theta")? };
+    let rope_theta = rope.theta.map_or_else(|| section.number("rope_theta"), Ok)?;
+    let rope = rope.place;
     let hidden_size = section.size("hidden_size")?;
     let num_attention_heads = section.size("num_attention_heads")?;
     let num_key_value_heads = section.size("num_key_value_heads")?;
@@ -260,13 +251,50 @@ fn read_text(section: &Section) -> Result<TextConfig> {
     })
 }
 
+/// The rotary settings of a section.
+struct Rope<'a> {
+    /// The object that holds them.
+    place: Section<'a>,
+    /// The base, there or beside it.
+    theta: Option<f64>,
+}
+
+/// Old files spread the rotary settings over `rope_theta` and `rope_scaling`, new ones gather them in
+/// `rope_parameters`. Where both stand they must say the same: transformers follows the old ones without a word.
+fn read_rope<'a>(section: &Section<'a>, types: &[&str]) -> Result<Option<Rope<'a>>> {
+    let read = |key: &'static str| -> Result<Option<Rope<'a>>> {
+        if section.get(key).is_none_or(|value| value.as_object().is_some_and(serde_json::Map::is_empty)) {
+            return Ok(None);
+        }
+        let place = section.section(key)?;
+        for key in ["rope_type", "type"] {
+            place.expect_text(key, types)?;
+        }
+        if !place.flag("mrope_interleaved", true)? {
+            let problem = "is false; Qwen3-VL interleaves the frequencies, set true";
+            return Err(place.wrong("mrope_interleaved", problem.into()));
+        }
+        let holder = [&place, section].into_iter().find(|holder| holder.get("rope_theta").is_some());
+        let theta = holder.map(|holder| holder.number("rope_theta")).transpose()?;
+        Ok(Some(Rope { place, theta }))
+    };
+    let (new, old) = (read("rope_parameters")?, read("rope_scaling")?);
+    if let (Some(new), Some(old)) = (&new, &old) {
+        let part = |rope: &Rope<'a>| rope.place.get("mrope_section");
+        if new.theta != old.theta || part(new) != part(old) {
+            let problem =
+                "differs from rope_parameters beside it in rope_theta or mrope_section; take one of them away";
+            return Err(section.wrong("rope_scaling", problem.into()));
+        }
+    }
+    Ok(new.or(old))
+}
+
 fn read_vision(section: &Section) -> Result<VisionConfig> {
     section.expect_text("model_type", &["qwen3_vl", "qwen3_vl_vision"])?;
     section.expect_text("hidden_act", &["gelu_pytorch_tanh"])?;
-    let rope_theta = match section.get("rope_parameters") {
-        Some(_) => section.section("rope_parameters")?.number_or("rope_theta", 10_000.0)?,
-        None => 10_000.0,
-    };
+    let rope = read_rope(section, &["default", "axial"])?;
+    let rope_theta = rope.and_then(|rope| rope.theta).map_or_else(|| section.number_or("rope_theta", 10_000.0), Ok)?;
     let vision = VisionConfig {
         hidden_size: section.size("hidden_size")?,
         depth: section.size("depth")?,

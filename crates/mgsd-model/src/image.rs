@@ -93,9 +93,34 @@ impl RgbImage {
             return Err(Error::Image { origin: origin.into(), problem: "is cut short; copy it again".into() });
         }
         let (width, height) = (image.width() as usize, image.height() as usize);
+        let image = bytes_of_colours(image);
         let pixels =
             if image.color().has_alpha() { on_white(&image.into_rgba8()) } else { image.into_rgb8().into_raw() };
         Ok(Self { width, height, pixels })
+    }
+}
+
+/// Colours of 16 bits become the byte on top, as in Pillow, where `image` would round. Plain gray is left to it: Pillow clips
+/// that at 255.
+fn bytes_of_colours(image: DynamicImage) -> DynamicImage {
+    let top = |level: u16| (level >> 8) as u8;
+    match image {
+        DynamicImage::ImageRgb16(wide) => {
+            DynamicImage::ImageRgb8(image::ImageBuffer::from_fn(wide.width(), wide.height(), |x, y| {
+                image::Rgb(wide.get_pixel(x, y).0.map(top))
+            }))
+        }
+        DynamicImage::ImageRgba16(wide) => {
+            DynamicImage::ImageRgba8(image::ImageBuffer::from_fn(wide.width(), wide.height(), |x, y| {
+                image::Rgba(wide.get_pixel(x, y).0.map(top))
+            }))
+        }
+        DynamicImage::ImageLumaA16(wide) => {
+            DynamicImage::ImageLumaA8(image::ImageBuffer::from_fn(wide.width(), wide.height(), |x, y| {
+                image::LumaA(wide.get_pixel(x, y).0.map(top))
+            }))
+        }
+        other => other,
     }
 }
 

@@ -79,9 +79,10 @@ impl Qwen3Vl {
     }
 
     /// Puts the adapters of a PEFT folder onto the layers they name, frozen. Every tensor of the file must find its
-    /// place. The returned settings name the layers in full.
+    /// place, be of a layer that the settings name, and have the rank that they say. The returned settings name the
+    /// layers in full.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<LoraConfig> {
-        let (config, rank_stabilised) = read_settings(&dir.join(CONFIG))?;
+        let settings = Settings::read(&dir.join(CONFIG))?;
         let path = dir.join(WEIGHTS);
         let weights = Checkpoint::open_file(&path)?;
         let mut left: BTreeSet<&str> = weights.names().collect();
@@ -95,11 +96,16 @@ impl Qwen3Vl {
             }
             let (outputs, inputs) = (layer.weight.value.rows(), layer.weight.value.cols());
             let load = || -> Result<Lora> {
-                let rank = weights.shape(&names[0])?[0];
+                let rank = weights.shape(&names[0])?.first().copied().unwrap_or(0);
+                settings.check(layer.name(), rank).map_err(|problem| Error::Tensor {
+                    path: path.clone(),
+                    name: names[0].clone(),
+                    problem,
+                })?;
                 let a = weights.load_matrix(&names[0], rank, inputs, LoadAs::F32)?;
                 let b = weights.load_matrix(&names[1], outputs, rank, LoadAs::F32)?;
-                let divisor = if rank_stabilised { (rank as f32).sqrt() } else { rank as f32 };
-                Ok(Lora::from_tensors(layer.name(), a, b, config.alpha / divisor))
+                let divisor = if settings.rank_stabilised { (rank as f32).sqrt() } else { rank as f32 };
+                Ok(Lora::from_tensors(layer.name(), a, b, settings.lora.alpha / divisor))
             };
             match load() {
                 Ok(mut lora) => {
@@ -126,7 +132,7 @@ impl Qwen3Vl {
         if targets.is_empty() {
             return Err(Error::WeightsFile { path, problem: "holds no adapter".into() });
         }
-        Ok(LoraConfig { targets, ..config })
+        Ok(LoraConfig { targets, ..settings.lora })
     }
 
     /// Adds every adapter to its base weight and takes it off. The base weights become 32-bit floats in memory.
@@ -184,10 +190,89 @@ fn whole(number: f32) -> Value {
     }
 }
 
-/// Rank, alpha, targets, and whether alpha is divided by the root of the rank.
-fn read_settings(path: &Path) -> Result<(LoraConfig, bool)> {
-    let root = read_json(path)?;
-    let section = Section { path, name: "", value: &root };
+/// What `adapter_config.json` says.
+struct Settings {
+    /// Rank and alpha; the layers are those of the weights file.
+    lora: LoraConfig,
+    /// Whether alpha is divided by the root of the rank.
+    rank_stabilised: bool,
+    /// Other ranks, by the end of a layer's name or a pattern for it.
+    ranks: Vec<(String, usize)>,
+    /// The layers by the ends of their names, if the file has a list of them.
+    named: Option<Vec<String>>,
+    /// Layers that have none all the same.
+    excluded: Vec<String>,
+}
+
+impl Settings {
+    fn read(path: &Path) -> Result<Self> {
+        let root = read_json(path)?;
+        let section = Section { path, name: "", value: &root };
+        refuse_unsupported(&section)?;
+        let alpha = match section.get("lora_alpha").and_then(Value::as_f64) {
+            Some(alpha) if alpha > 0.0 => alpha as f32,
+            _ => {
+                let found = &root["lora_alpha"];
+                return Err(section.wrong("lora_alpha", format!("is {found}; expected a positive number")));
+            }
+        };
+        let ranks = match section.get("rank_pattern") {
+            None => Vec::new(),
+            Some(Value::Object(map)) => {
+                let place = section.section("rank_pattern")?;
+                map.keys().map(|key| Ok((key.clone(), place.size(key)?))).collect::<Result<_>>()?
+            }
+            Some(other) => return Err(section.wrong("rank_pattern", format!("is {other}; expected an object"))),
+        };
+        let mut named = texts(&root["target_modules"]);
+        let weight = |name: String| name.strip_suffix(".weight").map(str::to_string);
+        let parameters = texts(&root["target_parameters"]).into_iter().flatten().filter_map(weight);
+        named.iter_mut().for_each(|named| named.extend(parameters.clone()));
+        Ok(Self {
+            lora: LoraConfig { rank: section.size("r")?, alpha, targets: Vec::new() },
+            rank_stabilised: section.flag("use_rslora", false)?,
+            ranks,
+            named,
+            excluded: texts(&root["exclude_modules"]).unwrap_or_default(),
+        })
+    }
+
+    /// Says what is wrong with an adapter of this rank on this layer, which PEFT would pass over or not load.
+    fn check(&self, layer: &str, rank: usize) -> std::result::Result<(), String> {
+        let among = |names: &[String]| names.iter().any(|name| ends_in(layer, name));
+        if !self.named.as_deref().is_none_or(among) || among(&self.excluded) {
+            return Err(format!(
+                "is of a layer that target_modules or exclude_modules in {CONFIG} leaves out, so that PEFT would pass it \
+                 over; name the layer there, or take the tensor out"
+            ));
+        }
+        // A pattern with other signs may or may not be for this layer.
+        let plain = |name: &str| name.chars().all(|c| c.is_alphanumeric() || "._-".contains(c));
+        let possible = || self.ranks.iter().filter(|(name, _)| !plain(name) || ends_in(layer, name));
+        let certain = possible().any(|(name, _)| plain(name));
+        if possible().any(|(_, named)| *named == rank) || (!certain && rank == self.lora.rank) {
+            return Ok(());
+        }
+        let says = if certain { "rank_pattern".into() } else { format!("r ({})", self.lora.rank) };
+        Err(format!(
+            "has rank {rank}, which is not what {says} in {CONFIG} says; take both files from the same adapter"
+        ))
+    }
+}
+
+/// A list of texts; `None` if it is none.
+fn texts(value: &Value) -> Option<Vec<String>> {
+    value.as_array().map(|list| list.iter().filter_map(|item| item.as_str().map(str::to_string)).collect())
+}
+
+/// Whether a layer has this name or one that ends in it after a point.
+fn ends_in(layer: &str, name: &str) -> bool {
+    layer.strip_suffix(name).is_some_and(|front| front.is_empty() || front.ends_with('.'))
+}
+
+/// Refuses what would make the adapter something else than `alpha / rank * B A` on linear layers.
+fn refuse_unsupported(section: &Section) -> Result<()> {
+    let root = section.value;
     let refuse = |key: &str, only: &str| section.wrong(key, format!("is {}; supported: {only}", root[key]));
     if root["peft_type"] != "LORA" {
         return Err(refuse("peft_type", "\"LORA\""));
@@ -230,10 +315,5 @@ fn read_settings(path: &Path) -> Result<(LoraConfig, bool)> {
              given path_initial_model_for_weight_conversion",
         ));
     }
-    let alpha = match section.get("lora_alpha").and_then(Value::as_f64) {
-        Some(alpha) if alpha > 0.0 => alpha as f32,
-        _ => return Err(section.wrong("lora_alpha", format!("is {}; expected a positive number", root["lora_alpha"]))),
-    };
-    let config = LoraConfig { rank: section.size("r")?, alpha, targets: Vec::new() };
-    Ok((config, section.flag("use_rslora", false)?))
+    Ok(())
 }

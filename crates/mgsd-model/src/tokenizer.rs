@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 use tokenizers::{
-    AddedToken, SplitDelimiterBehavior,
+    AddedToken, DecoderWrapper, SplitDelimiterBehavior,
     models::bpe::BPE,
     normalizers::NFC,
     pre_tokenizers::{
@@ -16,17 +16,20 @@ use tokenizers::{
 };
 
 use crate::{
-    config::read_json,
+    config::{Section, read_json},
     error::{Error, Result},
 };
+
+mod stream;
+
+pub use stream::{Characters, StreamDecoder};
+
+use stream::byte_level;
 
 /// How Qwen2 and its successors cut text before byte pairs are merged: contractions, words with one leading sign,
 /// single digits, signs with the line ends after them, line ends, and blanks.
 const QWEN_SPLIT: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Bytes of the longest character in UTF-8, and so the most tokens that can be needed to finish one.
-const LONGEST_CHARACTER: usize = 4;
 
 /// The tokenizer of a model folder.
 #[derive(Clone)]
@@ -38,11 +41,20 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, or `vocab.json` with `merges.txt` where that is missing.
     pub fn open(dir: &Path) -> Result<Self> {
+        let config_path = dir.join("tokenizer_config.json");
+        let config = if config_path.is_file() { read_json(&config_path)? } else { Value::Null };
+        let config = Section { path: &config_path, name: "", value: &config };
+        for key in ["add_prefix_space", "split_special_tokens"] {
+            if config.flag(key, false)? {
+                return Err(config.wrong(key, "is true; only false is supported, as in every Qwen3-VL".into()));
+            }
+        }
         let path = dir.join("tokenizer.json");
         if path.is_file() {
             let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
             let inner = tokenizers::Tokenizer::from_bytes(&bytes)
                 .map_err(|problem| Error::Tokenizer { path: path.clone(), problem: problem.to_string() })?;
+            check_added_tokens(&inner, &path, &config)?;
             return Self::plain(inner, &path);
         }
         let vocabulary = dir.join("vocab.json");
@@ -52,7 +64,7 @@ impl Tokenizer {
                 problem: "holds neither tokenizer.json nor vocab.json with merges.txt".into(),
             });
         }
-        let inner = from_vocabulary(dir, &vocabulary)?;
+        let inner = from_vocabulary(dir, &vocabulary, &config)?;
         Self::plain(inner, &vocabulary)
     }
 
@@ -102,7 +114,22 @@ impl Tokenizer {
 
     /// Decodes a response while it is being made.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder { tokenizer: self, pending: Vec::new() }
+        StreamDecoder::new(self)
+    }
+
+    /// Whether the text of tokens is their bytes one after the other, as in every tokenizer of Qwen.
+    fn joins_bytes(&self) -> bool {
+        matches!(self.inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+    }
+
+    /// The bytes that a token stands for; none if it is unknown.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.token(id).map_or(Vec::new(), |token| byte_level(&token).unwrap_or_else(|| token.into_bytes()))
+    }
+
+    /// Whether [`Tokenizer::decode`] leaves a token out.
+    fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
     fn wrong(&self, problem: &tokenizers::Error) -> Error {
@@ -110,34 +137,7 @@ impl Tokenizer {
     }
 }
 
-/// Turns tokens into text as they come; characters of which bytes are missing wait for the next token.
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
-    pending: Vec<u32>,
-}
-
-impl StreamDecoder<'_> {
-    /// Takes a token and gives the text that is complete now, possibly none.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.pending.push(id);
-        let text = self.tokenizer.decode(&self.pending)?;
-        // The replacement sign at the end is a character begun. If it does not resolve in time, it is a wrong byte.
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.pending.len() < LONGEST_CHARACTER {
-            return Ok(String::new());
-        }
-        self.pending.clear();
-        Ok(text)
-    }
-
-    /// What is left when no token comes any more.
-    pub fn finish(&mut self) -> Result<String> {
-        let text = self.tokenizer.decode(&self.pending)?;
-        self.pending.clear();
-        Ok(text)
-    }
-}
-
-fn from_vocabulary(dir: &Path, vocabulary: &Path) -> Result<tokenizers::Tokenizer> {
+fn from_vocabulary(dir: &Path, vocabulary: &Path, config: &Section) -> Result<tokenizers::Tokenizer> {
     let wrong = |problem: String| Error::Tokenizer { path: vocabulary.into(), problem };
     let merges = dir.join("merges.txt");
     let model = BPE::from_file(&vocabulary.to_string_lossy(), &merges.to_string_lossy());
@@ -152,28 +152,36 @@ fn from_vocabulary(dir: &Path, vocabulary: &Path) -> Result<tokenizers::Tokenize
         PreTokenizerWrapper::ByteLevel(bytes),
     ])));
     inner.with_decoder(Some(bytes));
-    let path = dir.join("tokenizer_config.json");
-    if !path.is_file() {
-        return Ok(inner);
-    }
-    let config = read_json(&path)?;
-    for (id, token) in added_tokens(&path, &config)? {
+    for (id, token) in added_tokens(config)? {
         let content = token.content.clone();
         inner.add_tokens([token]).map_err(|problem| wrong(problem.to_string()))?;
         let given = inner.token_to_id(&content);
         if given != Some(id) {
-            return Err(Error::Field {
-                path,
-                field: format!("added_tokens_decoder.{id}"),
-                problem: format!("is {content:?}, but {} gives it the id {given:?}", vocabulary.display()),
-            });
+            let problem = format!("is {content:?}, but {} gives it the id {given:?}", vocabulary.display());
+            return Err(config.wrong(&format!("added_tokens_decoder.{id}"), problem));
         }
     }
     Ok(inner)
 }
 
-fn added_tokens(path: &Path, config: &Value) -> Result<BTreeMap<u32, AddedToken>> {
-    let Some(listed) = config["added_tokens_decoder"].as_object() else { return Ok(BTreeMap::new()) };
+/// transformers adds what `tokenizer_config.json` has and `tokenizer.json` has not; its id would be a matter of order.
+fn check_added_tokens(inner: &tokenizers::Tokenizer, path: &Path, config: &Section) -> Result<()> {
+    let known = inner.get_added_tokens_decoder();
+    let listed = added_tokens(config)?;
+    let unknown = |(id, token): &(&u32, &AddedToken)| known.get(id).is_none_or(|own| own.content != token.content);
+    let Some((id, token)) = listed.iter().find(unknown) else { return Ok(()) };
+    let problem = format!(
+        "is {:?}, which is no added token of this id in {}; take it out, or copy both files from the same folder",
+        token.content,
+        path.display()
+    );
+    Err(config.wrong(&format!("added_tokens_decoder.{id}"), problem))
+}
+
+fn added_tokens(config: &Section) -> Result<BTreeMap<u32, AddedToken>> {
+    let Some(listed) = config.get("added_tokens_decoder").and_then(Value::as_object) else {
+        return Ok(BTreeMap::new());
+    };
     let read = |(id, token): (&String, &Value)| {
         let flag = |key: &str| token[key].as_bool().unwrap_or(false);
         match (id.parse::<u32>(), token["content"].as_str()) {
@@ -185,11 +193,10 @@ fn added_tokens(path: &Path, config: &Value) -> Result<BTreeMap<u32, AddedToken>
                     .normalized(flag("normalized"));
                 Ok((id, token))
             }
-            _ => Err(Error::Field {
-                path: path.into(),
-                field: format!("added_tokens_decoder.{id}"),
-                problem: format!("is {token}; expected a token id with its content"),
-            }),
+            _ => {
+                let problem = format!("is {token}; expected a token id with its content");
+                Err(config.wrong(&format!("added_tokens_decoder.{id}"), problem))
+            }
         }
     };
     listed.iter().map(read).collect()

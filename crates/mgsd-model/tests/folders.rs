@@ -76,6 +76,46 @@ fn an_unsupported_or_missing_setting_is_refused_with_file_field_and_value() {
 }
 
 #[test]
+fn rotary_settings_of_both_layouts_must_agree() {
+    let both = |old: Value| {
+        changed(|root| {
+            root["text_config"]["rope_parameters"]["rope_theta"] = json!(5e6);
+            root["text_config"]["rope_scaling"] = old;
+        })
+    };
+    let same = json!({ "type": "mrope", "mrope_section": [6, 5, 5], "rope_theta": 5_000_000 });
+    for old in [same.clone(), json!({}), Value::Null] {
+        assert_eq!(both(old).unwrap().text.rope_theta, 5e6);
+    }
+    for (key, value) in [("rope_theta", json!(1e3)), ("rope_theta", Value::Null), ("mrope_section", json!([2, 7, 7]))] {
+        let mut other = same.clone();
+        other[key] = value;
+        let error = both(other).unwrap_err().to_string();
+        assert!(error.contains("text_config.rope_scaling") && error.contains("rope_parameters"), "{error}");
+    }
+    assert!(both(json!({ "rope_type": "yarn" })).unwrap_err().to_string().contains("rope_scaling.rope_type"));
+}
+
+#[test]
+fn the_base_of_the_vision_tower_is_found_where_old_files_have_it() {
+    let base = |fields: Value| {
+        let of = changed(|root| {
+            let vision = root["vision_config"].as_object_mut().unwrap();
+            vision.remove("rope_parameters");
+            vision.extend(fields.as_object().unwrap().clone());
+        });
+        of.map(|config| config.vision.rope_theta)
+    };
+    assert_eq!(base(json!({})).unwrap(), 1e4);
+    assert_eq!(base(json!({ "rope_theta": 300 })).unwrap(), 300.0);
+    assert_eq!(base(json!({ "rope_scaling": { "rope_type": "default" }, "rope_theta": 300 })).unwrap(), 300.0);
+    assert_eq!(base(json!({ "rope_scaling": { "rope_theta": 200 }, "rope_theta": 300 })).unwrap(), 200.0);
+    assert_eq!(base(json!({ "rope_parameters": { "rope_type": "axial", "rope_theta": 500 } })).unwrap(), 500.0);
+    let error = base(json!({ "rope_scaling": { "rope_type": "linear", "factor": 2 } })).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling.rope_type") && error.contains("linear"), "{error}");
+}
+
+#[test]
 fn processor_settings_come_from_either_file_and_limits_replace_them() {
     let gathered = ImageProcessor::open(&data("tiny-qwen3vl"), PixelLimits::default()).unwrap();
     let separate = ImageProcessor::open(&data("tiny-qwen3vl-untied"), PixelLimits::default()).unwrap();

@@ -159,6 +159,46 @@ fn an_adapter_that_does_not_fit_the_base_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn an_adapter_whose_settings_say_another_rank_or_other_layers_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let stored = root().join("training/lora_adapter");
+    std::fs::copy(stored.join("adapter_model.safetensors"), dir.path().join("adapter_model.safetensors"))
+        .expect("copied");
+    let settings = std::fs::read(stored.join("adapter_config.json")).expect("settings");
+    let mut base = model(&root(), "tiny-qwen3vl");
+    let mut load = |fields: serde_json::Value| {
+        let mut settings: serde_json::Value = serde_json::from_slice(&settings).expect("JSON");
+        settings.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        std::fs::write(dir.path().join("adapter_config.json"), settings.to_string()).expect("written");
+        base.load_adapter(dir.path()).map_err(|error| error.to_string())
+    };
+    let six = ["v_proj", "o_proj", "up_proj", "gate_proj", "mlp.down_proj", "k_proj"];
+    for (fields, words) in [
+        (serde_json::json!({ "r": 4 }), ["rank 8", "r (4)"]),
+        (
+            serde_json::json!({ "rank_pattern": { "layers.1.self_attn.q_proj": 2 } }),
+            ["layers.1.self_attn.q_proj", "rank_pattern"],
+        ),
+        (serde_json::json!({ "r": 4, "rank_pattern": { "q_proj": 8 } }), ["rank 8", "r (4)"]),
+        (serde_json::json!({ "target_modules": six }), ["q_proj", "target_modules"]),
+        (
+            serde_json::json!({ "exclude_modules": ["layers.2.mlp.up_proj"] }),
+            ["layers.2.mlp.up_proj", "target_modules"],
+        ),
+    ] {
+        let error = load(fields).expect_err("must be refused");
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    for fields in [
+        serde_json::json!({ "r": 4, "rank_pattern": { ".*_proj": 8 } }),
+        serde_json::json!({ "target_modules": "all-linear" }),
+        serde_json::json!({ "target_modules": six, "target_parameters": ["q_proj.weight"] }),
+    ] {
+        load(fields).expect("loads");
+    }
+}
+
+#[test]
 fn random_weights_are_the_same_in_memory_and_written_in_shards() {
     let source = root().join("tiny-qwen3vl-untied");
     let config = Config::open(&source).expect("opens");

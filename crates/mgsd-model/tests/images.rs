@@ -120,6 +120,24 @@ fn a_transparent_picture_is_laid_on_white() {
 }
 
 #[test]
+fn colours_of_16_bits_become_their_upper_byte() {
+    let decoded = |picture: image::DynamicImage| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        RgbImage::decode(bytes.get_ref(), "deep.png").unwrap().pixels
+    };
+    // 0x12ff would round to 0x13.
+    let levels: [u16; 3] = [0x12ff, 0x80f0, 0xfeff];
+    let wanted = [0x12, 0x80, 0xfe];
+    let rgb = image::ImageBuffer::from_pixel(2, 1, image::Rgb(levels));
+    assert_eq!(decoded(rgb.into()), [wanted, wanted].concat());
+    let rgba = image::ImageBuffer::from_pixel(1, 1, image::Rgba([levels[0], levels[1], levels[2], 0xffff]));
+    assert_eq!(decoded(rgba.into()), wanted);
+    let gray = image::ImageBuffer::from_pixel(1, 1, image::LumaA([levels[1], 0xff80_u16]));
+    assert_eq!(decoded(gray.into()), [0x80; 3]);
+}
+
+#[test]
 fn resampling_to_the_same_size_changes_nothing_and_a_plain_picture_stays_plain() {
     let picture: Vec<u8> = (0..7 * 5 * 3).map(|at| (at * 37 % 256) as u8).collect();
     assert_eq!(bicubic(&picture, (7, 5), (7, 5)), picture);

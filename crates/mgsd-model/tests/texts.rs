@@ -238,6 +238,28 @@ fn vocabulary_and_merges_tokenise_as_tokenizer_json_does() {
 }
 
 #[test]
+fn a_tokenizer_configuration_that_asks_for_more_than_tokenizer_json_has_is_refused() {
+    let dir = copy_of("tiny-qwen3vl");
+    let path = dir.path().join("tokenizer_config.json");
+    let opened = |config: serde_json::Value| {
+        std::fs::write(&path, config.to_string()).unwrap();
+        Tokenizer::open(dir.path()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let added = |id: &str, content: &str| serde_json::json!({ "added_tokens_decoder": { id: { "content": content } } });
+    opened(added("552", "<|image_pad|>")).unwrap();
+    opened(serde_json::json!({ "add_prefix_space": false, "split_special_tokens": null })).unwrap();
+    for (config, field, value) in [
+        (added("566", "<|board|>"), "added_tokens_decoder.566", "<|board|>"),
+        (added("551", "<|image_pad|>"), "added_tokens_decoder.551", "<|image_pad|>"),
+        (serde_json::json!({ "add_prefix_space": true }), "add_prefix_space", "true"),
+        (serde_json::json!({ "split_special_tokens": true }), "split_special_tokens", "true"),
+    ] {
+        let error = opened(config).unwrap_err();
+        assert!(error.contains("tokenizer_config.json") && error.contains(field) && error.contains(value), "{error}");
+    }
+}
+
+#[test]
 fn special_tokens_are_recognised_in_text_and_left_out_when_decoding() {
     let tokenizer = Tokenizer::open(&data("tiny-qwen3vl")).unwrap();
     let ids = tokenizer.encode("<|im_start|>a<tool_call><|im_end|>").unwrap();
@@ -270,6 +292,53 @@ fn streamed_pieces_are_whole_characters_and_add_up_to_the_text() {
     assert_eq!(pieces.concat() + &stream.finish().unwrap(), tokenizer.decode(&cut).unwrap());
 }
 
+/// The pieces of a stream, and what is left at its end.
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.stream();
+    let mut pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    pieces.push(stream.finish().unwrap());
+    pieces
+}
+
+#[test]
+fn wrong_bytes_take_no_character_after_them_along() {
+    let tokenizer = Tokenizer::open(&data("tiny-qwen3vl")).unwrap();
+    let byte = |byte: u8| (0..256).find(|&id| tokenizer.token_bytes(id) == [byte]).unwrap();
+    let stray: [&[u8]; 5] =
+        [&[0xe2, 0x80], &[0xff], &[0xff, 0xe2], &[0x80, 0xf0, 0x9f], &[0xff, 0xff, 0xff, 0xe2, 0x80]];
+    for stray in stray {
+        for character in ["é", "汉", "🙂"] {
+            let ids: Vec<u32> = [stray, character.as_bytes()].concat().into_iter().map(byte).collect();
+            let pieces = streamed(&tokenizer, &ids);
+            assert_eq!(pieces.concat(), tokenizer.decode(&ids).unwrap(), "{stray:x?} {character}");
+            // The character comes with its last byte, not later.
+            assert!(pieces[ids.len() - 1].ends_with(character) && pieces[ids.len()].is_empty(), "{pieces:?}");
+        }
+    }
+}
+
+#[test]
+fn pieces_of_any_tokens_add_up_to_the_text_whatever_the_decoder() {
+    let dir = copy_of("tiny-qwen3vl");
+    let path = dir.path().join("tokenizer.json");
+    let mut root: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    root["decoder"] = serde_json::json!({ "type": "Sequence", "decoders": [root["decoder"]] });
+    std::fs::write(&path, root.to_string()).unwrap();
+    let (plain, nested) = (Tokenizer::open(&data("tiny-qwen3vl")).unwrap(), Tokenizer::open(dir.path()).unwrap());
+    let mut state = 1u64;
+    for _ in 0..200 {
+        let mut id = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Beyond the vocabulary, too: the model may have more rows.
+            (state >> 33) as u32 % (plain.vocab_size() as u32 + 3)
+        };
+        let ids: Vec<u32> = (0..60).map(|_| id()).collect();
+        let text = plain.decode(&ids).unwrap();
+        assert_eq!(streamed(&plain, &ids).concat(), text, "{ids:?}");
+        assert_eq!(streamed(&nested, &ids).concat(), text, "{ids:?}");
+    }
+}
+
 #[test]
 fn the_built_in_template_writes_what_the_folders_template_writes() {
     let dir = copy_of("tiny-qwen3vl");
@@ -299,6 +368,18 @@ fn templates_are_found_in_the_tokenizer_configuration_and_may_use_python_methods
 }
 
 #[test]
+fn line_ends_of_a_template_are_those_of_jinja() {
+    let written = |source: &str| {
+        let template = ChatTemplate::compile(source.into(), "own.jinja".into()).unwrap();
+        template.render(&[Message::text("user", "a\r\nb")], GenerationPrompt::Omit).unwrap()
+    };
+    let plain = "{% for m in messages %}\n<{{ m.role }}>\n{{ m.content }}\n{% endfor %}\nend";
+    assert_eq!(written(plain), "<user>\na\r\nb\nend");
+    assert_eq!(written(&plain.replace('\n', "\r\n")), written(plain));
+    assert_eq!(written(&plain.replace('\n', "\r")), written(plain));
+}
+
+#[test]
 fn a_template_that_refuses_or_does_not_compile_is_named() {
     let refuse = "{{ raise_exception('only users may speak') }}";
     let template = ChatTemplate::compile(refuse.into(), "own.jinja".into()).unwrap();
@@ -325,6 +406,8 @@ fn openai_messages_are_read_and_wrong_ones_refused_with_their_number() {
         r#"[{"role": "user", "content": 5}]"#,
         r#"[{"role": "user", "content": [{"type": "video", "video": "x.mp4"}]}]"#,
         r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]"#,
+        r#"[{"role": "assistant", "content": "x", "reasoning_content": "y"}]"#,
+        r#"[{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]"#,
     ] {
         let error = Message::list_from_json(&serde_json::from_str(wrong).unwrap(), &base).unwrap_err().to_string();
         assert!(error.contains("expected"), "{error}");

@@ -172,6 +172,31 @@ fn seeds_repeat_answers_and_n_answers_differ() {
 }
 
 #[test]
+fn any_tokens_give_the_text_that_they_decode_to_whole_and_in_pieces() {
+    let server = start(&options());
+    let processor = Processor::open(&common::nano(), PixelLimits::default()).expect("processor");
+    let mut wrong_bytes = 0;
+    for seed in 0..6 {
+        let sampled = json!({"temperature": 1000, "seed": seed, "ignore_eos": true, "return_token_ids": true});
+        for stream in [false, true] {
+            let response = chat(&server, &with(ask("x"), with(sampled.clone(), json!({"stream": stream}))));
+            let pieces = if stream { response.events() } else { vec![response.json()] };
+            let (mut text, mut ids) = (String::new(), Vec::new());
+            for choice in pieces.iter().filter_map(|piece| piece["choices"].get(0)) {
+                let said = choice["message"]["content"].as_str().or(choice["delta"]["content"].as_str());
+                text.push_str(said.unwrap_or(""));
+                let told = choice["token_ids"].as_array().into_iter().flatten();
+                ids.extend(told.filter_map(Value::as_u64).map(|id| id as u32));
+            }
+            assert_eq!(ids.len(), 200);
+            assert_eq!(text, processor.tokenizer.decode(&ids).expect("decode"), "seed {seed}, stream {stream}");
+            wrong_bytes += text.matches('\u{fffd}').count();
+        }
+    }
+    assert!(wrong_bytes > 100, "{wrong_bytes}: the samples must have bytes of no character");
+}
+
+#[test]
 fn the_prompt_of_n_answers_is_run_once_and_they_are_those_of_as_many_requests() {
     let mut options = options();
     options.capacity.slots = Some(8);

@@ -135,7 +135,7 @@ fn apply_change(name: &str, table: &mut toml::Table, change: &str, set: &[&str])
     here.set(last, value).ok_or_else(|| bad(key, format!("`{last}` is not an entry of this list")))?;
     // They exclude each other, and the file has one of them.
     let other = if key == "steps" { "epochs" } else { "steps" };
-    if ["steps", "epochs"].contains(&key) && !set.iter().any(|key| *key == other) {
+    if ["steps", "epochs"].contains(&key) && !set.contains(&other) {
         table.remove(other);
     }
     Ok(())
@@ -278,7 +278,7 @@ file = "sft.json"
         }
         let text = message("kind = \"sft\"\nsteps = 1\n[model]\nbase = \"b\"\n", &[]);
         assert!(text.contains("`model.out`") && text.contains("missing field"), "{text}");
-        assert!(message(SMALL, &["epochs=2"]).contains("exactly one of"));
+        assert!(message(SMALL, &["epochs=2", "steps=5"]).contains("exactly one of"));
         assert!(message(SMALL, &["optimiser"]).contains("expected key=value"));
         assert!(message(SMALL, &["data.mix.3.weight=1"]).contains("not a section"));
         assert!(message("kind = sft", &[]).contains("not valid TOML"));

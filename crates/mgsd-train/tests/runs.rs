@@ -218,6 +218,10 @@ fn an_adapter_to_go_on_from_keeps_its_rank_and_scale() {
         arrays.insert(name, mgsd_model::weights::Array::f32(&shape, vec![0.1; numbers]));
     }
     mgsd_model::weights::write_arrays(&from.join("adapter_model.safetensors"), &arrays).unwrap();
+    let settings = from.join("adapter_config.json");
+    let mut said: serde_json::Value = serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
+    said["rank_pattern"] = serde_json::json!({"layers.0.mlp.down_proj": 2});
+    std::fs::write(&settings, said.to_string()).unwrap();
     let text = second("fourth", "seed=3").unwrap_err().to_string();
     assert!(text.contains("different ranks") && text.contains("mgsd merge"), "{text}");
 }

@@ -4,7 +4,7 @@
 use crate::remote::Fetched;
 use crate::reply::{ApiError, Reply};
 use base64::Engine as _;
-use mgsd_model::chat::{Content, Message, Part};
+use mgsd_model::chat::{Content, Message, Part, field_not_read};
 use mgsd_model::image::{ImageSource, RgbImage};
 use serde_json::Value;
 use std::io::Cursor;
@@ -67,6 +67,11 @@ fn read(
     pictures: &mut usize,
 ) -> Reply<Message> {
     let at = |field: &str| format!("messages[{index}].{field}");
+    if let Some(field) = field_not_read(message) {
+        let problem =
+            format!("{} is {}: is not supported by this server; leave it out", at(field), short(&message[field]));
+        return Err(ApiError::invalid(at(field), problem));
+    }
     let role = match message["role"].as_str() {
         Some("developer" | "system") => "system",
         Some("user") => "user",
@@ -183,6 +188,26 @@ mod tests {
         assert!(
             matches!(&read[1].content, Content::Parts(parts) if matches!(parts[..], [Part::Text(_), Part::Image(_)]))
         );
+    }
+
+    #[test]
+    fn what_a_message_says_beside_its_content_is_refused() {
+        let said = |field: &str, value: Value| {
+            conversation(&json!([{"role": "assistant", "content": "x", field: value}]), LIMITS).map(|_| ())
+        };
+        for (field, value) in [
+            ("tool_calls", json!([{"id": "1"}])),
+            ("function_call", json!({"name": "f"})),
+            ("reasoning_content", json!("because")),
+        ] {
+            let error = said(field, value).expect_err(field);
+            assert_eq!(error.param, Some(format!("messages[0].{field}")));
+            assert!(error.message.contains("leave it out"), "{}", error.message);
+        }
+        // What clients send that hand an answer back as it came.
+        for (field, value) in [("tool_calls", json!([])), ("function_call", Value::Null), ("refusal", Value::Null)] {
+            said(field, value).expect(field);
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl Likelihood {
     fn new(processor: &Processor, id: u32, log_prob: f32) -> Self {
         let token = processor.tokenizer.decode_with_special(&[id]).unwrap_or_default();
         let bytes = if token.contains(char::REPLACEMENT_CHARACTER) {
-            processor.tokenizer.token(id).and_then(|token| byte_level(&token)).unwrap_or_else(|| token.clone().into())
+            processor.tokenizer.token_bytes(id)
         } else {
             token.clone().into()
         };
@@ -126,30 +126,4 @@ pub struct Completion<'a> {
     /// In whole answers; in streams null until the last piece, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
-}
-
-/// The bytes of a token in the byte-level alphabet of GPT-2, where printable bytes stand for themselves and the others
-/// for the characters from U+0100 on, in order.
-fn byte_level(token: &str) -> Option<Vec<u8>> {
-    let itself = |c: u32| matches!(c, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let others: Vec<u8> = (0..=255u32).filter(|c| !itself(*c)).map(|c| c as u8).collect();
-    let byte = |c: char| match c as u32 {
-        c if itself(c) => Some(c as u8),
-        c => others.get((c as usize).checked_sub(0x100)?).copied(),
-    };
-    token.chars().map(byte).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_byte_alphabet_is_read_back() {
-        assert_eq!(byte_level("Ġa"), Some(b" a".to_vec()));
-        assert_eq!(byte_level("ÃĊ"), Some(vec![0xc3, b'\n']));
-        assert_eq!(byte_level("ł"), Some(vec![0xa0]));
-        assert_eq!(byte_level("Ń"), Some(vec![0xad]));
-        assert_eq!(byte_level("日"), None);
-    }
 }

@@ -19,7 +19,8 @@ const MOST_TOP_LOG_PROBS: usize = 20;
 pub struct SamplingDefaults(Sampling);
 
 impl SamplingDefaults {
-    /// Reads the folder's settings. `do_sample: false` without a temperature means the likeliest token.
+    /// Reads the folder's settings. `do_sample: false` means the likeliest token, whatever temperature stands beside it.
+    /// A setting that would change answers and is not followed is refused.
     pub fn of_folder(dir: &Path) -> mgsd_model::error::Result<Self> {
         let path = dir.join("generation_config.json");
         let mut sampling = Sampling::policy(0);
@@ -31,10 +32,14 @@ impl SamplingDefaults {
         let json: Value = serde_json::from_str(&text)
             .map_err(|source| mgsd_model::error::Error::Json { path: path.clone(), source })?;
         let number = |key: &str| json[key].as_f64().map(|value| value as f32);
-        sampling.temperature = number("temperature").unwrap_or(match json["do_sample"].as_bool() {
+        if let Some((field, _)) = NOT_FOLLOWED.iter().find(|(key, neutral)| asks_for_something(&json[key], neutral)) {
+            let problem = format!("is {}, which this server does not follow; take it out", short(&json[field]));
+            return Err(mgsd_model::error::Error::Field { path, field: (*field).into(), problem });
+        }
+        sampling.temperature = match json["do_sample"].as_bool() {
             Some(false) => 0.0,
-            _ => 1.0,
-        });
+            _ => number("temperature").unwrap_or(1.0),
+        };
         sampling.top_p = number("top_p").unwrap_or(1.0);
         sampling.min_p = number("min_p").unwrap_or(0.0);
         sampling.top_k = json["top_k"].as_u64().unwrap_or(0) as usize;
@@ -46,6 +51,45 @@ impl SamplingDefaults {
             }
             None => Ok(Self(sampling)),
         }
+    }
+}
+
+/// Settings of `generation_config.json` that change what transformers generates and that this server does not follow,
+/// with the number that asks for nothing.
+const NOT_FOLLOWED: [(&str, Option<f64>); 24] = [
+    ("suppress_tokens", None),
+    ("begin_suppress_tokens", None),
+    ("bad_words_ids", None),
+    ("force_words_ids", None),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("sequence_bias", None),
+    ("constraints", None),
+    ("exponential_decay_length_penalty", None),
+    ("watermarking_config", None),
+    ("stop_strings", None),
+    ("token_healing", None),
+    ("top_h", None),
+    ("min_length", Some(0.0)),
+    ("min_new_tokens", Some(0.0)),
+    ("no_repeat_ngram_size", Some(0.0)),
+    ("encoder_no_repeat_ngram_size", Some(0.0)),
+    ("encoder_repetition_penalty", Some(1.0)),
+    ("epsilon_cutoff", Some(0.0)),
+    ("eta_cutoff", Some(0.0)),
+    ("typical_p", Some(1.0)),
+    ("penalty_alpha", Some(0.0)),
+    ("guidance_scale", Some(1.0)),
+    ("num_beams", Some(1.0)),
+];
+
+fn asks_for_something(value: &Value, neutral: &Option<f64>) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::String(_) | Value::Number(_) => neutral.is_none() || value.as_f64() != *neutral,
     }
 }
 
@@ -94,7 +138,7 @@ struct Fields {
 }
 
 /// Fields that would change what is generated and that this server cannot honour, with the values that ask for nothing.
-const REFUSED: [(&str, &[&str]); 19] = [
+const REFUSED: [(&str, &[&str]); 42] = [
     ("tools", &["[]"]),
     ("functions", &["[]"]),
     ("response_format", &["{\"type\":\"text\"}"]),
@@ -110,10 +154,33 @@ const REFUSED: [(&str, &[&str]); 19] = [
     ("continue_final_message", &["false"]),
     ("add_generation_prompt", &["true"]),
     ("chat_template", &[]),
+    ("chat_template_kwargs", &["{}"]),
+    ("add_special_tokens", &["false"]),
+    ("documents", &["[]"]),
+    ("mm_processor_kwargs", &["{}"]),
+    ("web_search_options", &[]),
+    ("enable_thinking", &["false"]),
+    ("bad_words", &["[]"]),
+    ("allowed_token_ids", &["[]"]),
+    ("logits_processors", &["[]"]),
+    ("vllm_xargs", &["{}"]),
+    ("num_beams", &["1"]),
+    ("length_penalty", &["1", "1.0"]),
+    ("no_repeat_ngram_size", &["0"]),
+    ("typical_p", &["1", "1.0"]),
+    ("tfs", &["1", "1.0"]),
+    ("top_a", &["0", "0.0"]),
+    ("mirostat", &["0"]),
+    ("xtc_probability", &["0", "0.0"]),
+    ("dry_multiplier", &["0", "0.0"]),
     ("guided_json", &[]),
     ("guided_regex", &[]),
     ("guided_choice", &[]),
+    ("guided_grammar", &[]),
     ("structured_outputs", &[]),
+    ("json_schema", &[]),
+    ("regex", &[]),
+    ("ebnf", &[]),
 ];
 
 /// A request that was read and checked.
@@ -318,6 +385,53 @@ mod tests {
             read(r#"{"model": "nano", "messages": [], "reasoning_effort": "low", "tools": []}"#).expect("read");
         assert_eq!((request.sampling.temperature, request.sampling.top_p, request.choices), (1.0, 1.0, 1));
         assert_eq!((request.max_tokens, request.stream, request.log_probs), (None, false, None));
+    }
+
+    #[test]
+    fn fields_that_would_change_prompt_or_sampling_are_refused_when_they_ask_for_something() {
+        for (name, asks, nothing) in [
+            ("chat_template_kwargs", r#"{"enable_thinking": false}"#, "{}"),
+            ("documents", r#"[{"text": "x"}]"#, "null"),
+            ("mm_processor_kwargs", r#"{"max_pixels": 9}"#, "{}"),
+            ("bad_words", r#"["x"]"#, "[]"),
+            ("allowed_token_ids", "[1]", "null"),
+            ("length_penalty", "0.5", "1.0"),
+            ("typical_p", "0.9", "1"),
+            ("guided_grammar", r#""root ::= x""#, "null"),
+        ] {
+            let body = |value: &str| format!(r#"{{"messages": [], "{name}": {value}}}"#);
+            assert_eq!(read(&body(asks)).expect_err(name).param.as_deref(), Some(name));
+            assert!(read(&body(nothing)).is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_does_not_sample_is_greedy_and_one_that_wants_what_is_not_followed_is_refused() {
+        let dir = tempfile::tempdir().expect("folder");
+        let of = |text: &str| {
+            std::fs::write(dir.path().join("generation_config.json"), text).expect("written");
+            SamplingDefaults::of_folder(dir.path())
+        };
+        let greedy =
+            of(r#"{"do_sample": false, "temperature": 0.7, "num_beams": 1, "suppress_tokens": []}"#).expect("read");
+        assert_eq!(greedy.0.temperature, 0.0);
+        let asked = ChatRequest::read(br#"{"messages": [], "temperature": 0.5}"#, "nano", &greedy).expect("read");
+        assert_eq!(asked.sampling.temperature, 0.5);
+        assert_eq!(of(r#"{"do_sample": true, "temperature": 0.7}"#).expect("read").0.temperature, 0.7);
+        for (key, value) in [
+            ("suppress_tokens", "[3]"),
+            ("forced_eos_token_id", "0"),
+            ("no_repeat_ngram_size", "3"),
+            ("min_new_tokens", "4"),
+            ("bad_words_ids", "[[1]]"),
+            ("sequence_bias", "[[[1],2.0]]"),
+        ] {
+            let error = of(&format!(r#"{{"{key}": {value}}}"#)).expect_err(key).to_string();
+            assert!(
+                error.contains("generation_config.json") && error.contains(key) && error.contains(value),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -1,16 +1,13 @@
 //! From tokens to the text of an answer: whole characters, and an end where a stop text begins.
 
 use mgsd_model::processor::Processor;
-
-/// Bytes of the longest character in UTF-8.
-const LONGEST_CHARACTER: usize = 4;
+use mgsd_model::tokenizer::Characters;
 
 /// Puts the text of one answer together.
 pub struct TextBuilder {
     stops: Vec<String>,
     keep_stop: bool,
-    /// Tokens whose last character is not complete.
-    pending: Vec<u32>,
+    characters: Characters,
     /// Text that may turn out to be the beginning of a stop text.
     held: String,
     stopped_by: Option<String>,
@@ -19,7 +16,7 @@ pub struct TextBuilder {
 impl TextBuilder {
     /// An empty answer that ends where one of `stops` begins, or ends if it is to be kept.
     pub fn new(stops: Vec<String>, keep_stop: bool) -> Self {
-        Self { stops, keep_stop, pending: Vec::new(), held: String::new(), stopped_by: None }
+        Self { stops, keep_stop, characters: Characters::default(), held: String::new(), stopped_by: None }
     }
 
     /// Takes a token; returns the text that is certain now.
@@ -27,13 +24,7 @@ impl TextBuilder {
         if self.stopped_by.is_some() {
             return Ok(String::new());
         }
-        self.pending.push(id);
-        let text = processor.tokenizer.decode(&self.pending)?;
-        // A character begun ends in the replacement sign; one that does not resolve in time is a wrong byte.
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.pending.len() < LONGEST_CHARACTER {
-            return Ok(String::new());
-        }
-        self.pending.clear();
+        let text = self.characters.push(&processor.tokenizer, id)?;
         Ok(self.take(&text))
     }
 
@@ -42,8 +33,7 @@ impl TextBuilder {
         if self.stopped_by.is_some() {
             return Ok(String::new());
         }
-        let text = processor.tokenizer.decode(&self.pending)?;
-        self.pending.clear();
+        let text = self.characters.finish(&processor.tokenizer)?;
         let mut last = self.take(&text);
         last.push_str(&std::mem::take(&mut self.held));
         Ok(last)
