@@ -150,6 +150,9 @@ pub fn of_plans(rows: &[PlanRow]) -> PlanAnalysis {
     let mut analysis = PlanAnalysis::default();
     let mut columns = BTreeMap::<&str, [Vec<[f64; 1]>; 2]>::new();
     let mut solved_by_reading = [[0_u64; 2]; 2];
+    // In an order that does not depend on which answer came first.
+    let mut rows: Vec<&PlanRow> = rows.iter().collect();
+    rows.sort_by_key(|row| row.case_id());
     for row in rows {
         analysis.cases += 1;
         if row.failed() {

@@ -44,7 +44,10 @@ pub fn pairs(first: &[PlanRow], second: &[PlanRow]) -> BTreeMap<String, Vec<[f64
         second.iter().filter(|row| !row.failed()).map(|row| (row.case_id(), row)).collect();
     let hit = |row: &PlanRow| f64::from(u8::from(row.flag("success")));
     let mut groups = BTreeMap::<String, Vec<[f64; 2]>>::new();
-    for row in first.iter().filter(|row| !row.failed()) {
+    // In an order that does not depend on which answer came first.
+    let mut first: Vec<&PlanRow> = first.iter().filter(|row| !row.failed()).collect();
+    first.sort_by_key(|row| row.case_id());
+    for row in first {
         // Identities repeat from folder to folder; boards, where rows tell, do not.
         if let Some(other) = known.get(row.case_id())
             && (row.board.is_none() || other.board.is_none() || row.board == other.board)
@@ -97,6 +100,14 @@ mod tests {
             ..PlanRow::default()
         };
         solved.iter().enumerate().map(row).collect()
+    }
+
+    #[test]
+    fn the_order_of_rows_changes_nothing() {
+        let (first, second) = (rows(&[true, true, false, true, false]), rows(&[true, false, true, false, false]));
+        let mut turned = first.clone();
+        turned.reverse();
+        assert_eq!(compare(["a", "b"], [&first, &second], 200, 0), compare(["a", "b"], [&turned, &second], 200, 0));
     }
 
     #[test]

@@ -170,19 +170,31 @@ pub struct GapInterval {
     pub pairing: Pairing,
 }
 
+/// Text runs with the picture runs of the same label.
+pub fn pairs(inputs: &[GapInput]) -> impl Iterator<Item = (&GapInput, &GapInput)> {
+    inputs.iter().filter(|input| input.modality == "text").filter_map(|text| {
+        let twin = inputs.iter().find(|input| input.modality == "image" && input.label == text.label)?;
+        Some((text, twin))
+    })
+}
+
+/// Whether two runs are over as many boards of each task.
+pub fn of_same_boards(text: &GapInput, image: &GapInput) -> bool {
+    let counts = |of: &GapInput| -> Vec<(String, u64)> {
+        of.summary.by_task.iter().map(|(task, group)| (task.clone(), group.num_cases as u64)).collect()
+    };
+    counts(text) == counts(image)
+}
+
 /// The gaps with their paired bootstrap intervals, for models whose rows are there in both modalities.
 ///
 /// # Errors
 /// When a row file cannot be read.
 pub fn intervals(inputs: &[GapInput]) -> Result<Vec<GapInterval>> {
     let mut found = Vec::new();
-    for text in inputs.iter().filter(|input| input.modality == "text") {
-        let twin = inputs.iter().find(|input| input.modality == "image" && input.label == text.label);
-        let Some((text_rows, image_rows)) = text.rows.as_ref().zip(twin.and_then(|twin| twin.rows.as_ref())) else {
-            continue;
-        };
-        let read = |path: &Path| -> Result<Vec<PlanRow>> { Ok(rows::latest(rows::read(path)?)) };
-        let (told, shown) = (read(text_rows)?, read(image_rows)?);
+    for (text, image) in pairs(inputs) {
+        let Some((text_rows, image_rows)) = text.rows.as_ref().zip(image.rows.as_ref()) else { continue };
+        let (told, shown) = (rows::plans(text_rows)?, rows::plans(image_rows)?);
         let Some(compared) = compare(["text", "image"], [&told, &shown], RESAMPLES, SEED) else { continue };
         let all = std::iter::once((crate::demo::MACRO.to_string(), compared.mean)).chain(compared.by_task);
         found.extend(all.map(|(task, pairing)| GapInterval { model_label: text.label.clone(), task, pairing }));

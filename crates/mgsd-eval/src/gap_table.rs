@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::demo::MACRO;
 use crate::gap::{GapInterval, GapRow};
-use crate::stats::Interval;
+use crate::stats::Estimate;
 
 /// A line of the table.
 struct Line<'a> {
@@ -12,11 +12,12 @@ struct Line<'a> {
     task: &'a str,
     text: Option<f64>,
     image: Option<f64>,
-    interval: Option<Interval>,
+    /// Over the boards that were answered in both modalities.
+    paired: Option<Estimate>,
 }
 
-/// One line a model and task, the mean over tasks first; numbers are the summaries', intervals those of the boards that
-/// were answered in both modalities.
+/// One line a model and task, the mean over tasks first; rates are the summaries', gaps and intervals, where rows are there,
+/// those of the boards that were answered in both modalities.
 fn lines<'a>(rows: &'a [GapRow], intervals: &[GapInterval]) -> Vec<Line<'a>> {
     let mut lines: Vec<Line<'a>> = Vec::new();
     for row in rows.iter().filter(|row| row.scope != "total") {
@@ -26,8 +27,8 @@ fn lines<'a>(rows: &'a [GapRow], intervals: &[GapInterval]) -> Vec<Line<'a>> {
             let interval = intervals
                 .iter()
                 .find(|other| (other.model_label.as_str(), other.task.as_str()) == (&row.model_label, task));
-            let interval = interval.map(|found| found.pairing.difference.interval);
-            lines.push(Line { label: &row.model_label, task, text: None, image: None, interval });
+            let paired = interval.map(|found| found.pairing.difference);
+            lines.push(Line { label: &row.model_label, task, text: None, image: None, paired });
             lines.len() - 1
         });
         match row.input_modality.as_str() {
@@ -48,7 +49,8 @@ fn share(value: Option<f64>, dash: &str) -> String {
 }
 
 fn gap(line: &Line<'_>) -> Option<f64> {
-    Some(100.0 * (line.text? - line.image?))
+    let apart = || Some(line.text? - line.image?);
+    line.paired.map(|paired| paired.value).or_else(apart).map(|gap| 100.0 * gap)
 }
 
 fn name(task: &str) -> &str {
@@ -68,7 +70,7 @@ pub(crate) fn markdown(rows: &[GapRow], intervals: &[GapInterval]) -> String {
     );
     for line in lines(rows, intervals) {
         let gap = gap(&line).map_or_else(|| "-".to_string(), |gap| format!("{gap:+.1}"));
-        let interval = line.interval.map_or_else(
+        let interval = line.paired.map(|paired| paired.interval).map_or_else(
             || "-".to_string(),
             |interval| format!("{:+.1} to {:+.1}", 100.0 * interval.low, 100.0 * interval.high),
         );
@@ -76,7 +78,7 @@ pub(crate) fn markdown(rows: &[GapRow], intervals: &[GapInterval]) -> String {
         let _ = writeln!(
             out,
             "| {} | {} | {} | {} | {gap} | {interval} |",
-            line.label.replace('|', "\\|"),
+            line.label.replace('|', "\\|").replace(['\n', '\r'], " "),
             name(line.task),
             share(line.text, "-"),
             share(line.image, "-")
@@ -98,7 +100,7 @@ pub(crate) fn latex(rows: &[GapRow], intervals: &[GapInterval]) -> String {
         let label = if line.label == last { String::new() } else { tex(line.label) };
         last = line.label;
         let gap = gap(&line).map_or_else(|| "--".to_string(), |gap| format!("${gap:+.1}$"));
-        let interval = line.interval.map_or_else(
+        let interval = line.paired.map(|paired| paired.interval).map_or_else(
             || "--".to_string(),
             |interval| format!("$[{:+.1}, {:+.1}]$", 100.0 * interval.low, 100.0 * interval.high),
         );
@@ -154,5 +156,18 @@ mod tests {
         let latex = latex(&rows, &[]);
         assert!(latex.contains("a\\_1 & mean of tasks & 90.0 & 25.0 & $+65.0$ & -- \\\\\n & Maze & 90.0"), "{latex}");
         assert_eq!(latex.matches("\\midrule").count(), 2);
+
+        // Where boards were answered in both modalities, the gap is theirs.
+        let row = |solved: bool| crate::rows::PlanRow {
+            case_id: "maze_0".into(),
+            task: "maze".into(),
+            eval_result: Some(serde_json::json!({"success": solved})),
+            ..Default::default()
+        };
+        let compared =
+            crate::compare::compare(["text", "image"], [&[row(true)], &[row(false)]], 10, 0).expect("a board");
+        let paired = GapInterval { model_label: "a_1".into(), task: MACRO.into(), pairing: compared.mean };
+        let markdown = super::markdown(&rows, &[paired]);
+        assert!(markdown.contains("| a_1 | mean of tasks | 90.0 | 25.0 | +100.0 | +100.0 to +100.0 |"), "{markdown}");
     }
 }

@@ -14,7 +14,6 @@ use crate::error::Result;
 use crate::json;
 use crate::rows::Row;
 use crate::run::{self, Progress, RunOptions};
-use crate::settings::Settings;
 use crate::summary::LevelKey;
 
 /// One answered perception case.
@@ -188,8 +187,6 @@ pub fn run_to_folder(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(PerceptionRun, PathBuf)> {
     let stem = stem(label, options);
-    Settings::new(client.name(), options, &|case| case.ask_what_is_there(prompts, options.modality))?
-        .keep(&folder.join(format!("{stem}.run.json")), options.resume)?;
     let rows = folder.join(format!("{stem}.jsonl"));
     let done = run(client, cases, prompts, options, Some(&rows), progress)?;
     let path = folder.join(format!("{stem}.summary.json"));
@@ -215,10 +212,12 @@ pub fn pending(
 
 /// What ends the names of files of perception from text, before their extension. They end like those of plans, too.
 pub(crate) const PERCEPTION_FROM_TEXT: &str = "_perception_text";
+/// The same from pictures.
+pub(crate) const PERCEPTION: &str = "_perception";
 
 fn stem(label: &str, options: &RunOptions) -> String {
     match options.modality {
-        Modality::Image => format!("{label}_perception"),
+        Modality::Image => format!("{label}{PERCEPTION}"),
         Modality::Text => format!("{label}{PERCEPTION_FROM_TEXT}"),
     }
 }

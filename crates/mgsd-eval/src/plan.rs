@@ -8,11 +8,11 @@ use mgsd_tasks::score::benchmark;
 use crate::analysis;
 use crate::cases::EvalCase;
 use crate::client::{Answer, Client, Request};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::json;
+use crate::perception::PERCEPTION;
 use crate::rows::PlanRow;
 use crate::run::{self, Progress, RunOptions};
-use crate::settings::Settings;
 use crate::summary::{self, Experiment, Summary};
 
 /// A planning run that is done.
@@ -57,10 +57,13 @@ pub fn run_to_folder(
     folder: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(PlanRun, PathBuf)> {
+    // Files of perception would have the same names.
+    if label.ends_with(PERCEPTION) {
+        let expected = format!("a name that does not end in {PERCEPTION}, as files of `mgsd eval perception` do");
+        return Err(Error::Value { field: "label", value: label.to_string(), expected });
+    }
     let stem = stem(label, options);
     let output = format!("{stem}.jsonl");
-    Settings::new(client.name(), options, &|case| case.ask_for_plan(prompts, options.modality))?
-        .keep(&folder.join(format!("{stem}.run.json")), options.resume)?;
     let mut done = run(client, cases, prompts, options, Some(&folder.join(&output)), progress)?;
     done.summary.experiment = Some(Experiment {
         model_label: label.to_string(),

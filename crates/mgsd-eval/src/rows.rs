@@ -103,6 +103,22 @@ pub fn read<R: Row>(path: &Path) -> Result<Vec<R>> {
     Ok(parse(path, &bytes)?.0)
 }
 
+/// The latest rows of a planning run.
+///
+/// # Errors
+/// When the file cannot be read, or has rows of another kind: answered, but with no verdict about a plan.
+pub fn plans(path: &Path) -> Result<Vec<PlanRow>> {
+    let rows = latest(read::<PlanRow>(path)?);
+    let strange = |row: &&PlanRow| !row.failed() && !row.render_only && row.eval_result.is_none();
+    match rows.iter().find(strange) {
+        None => Ok(rows),
+        Some(row) => Err(Error::Json {
+            path: path.to_path_buf(),
+            message: format!("the row of {} has no eval_result: these are no rows of `mgsd eval plan`", row.case_id),
+        }),
+    }
+}
+
 /// The rows, and the length of the file's sound part.
 fn parse<R: Row>(path: &Path, bytes: &[u8]) -> Result<(Vec<R>, usize)> {
     let mut rows = Vec::new();

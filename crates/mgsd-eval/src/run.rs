@@ -1,12 +1,13 @@
 //! Asks a client about cases and keeps the rows: appended as they come, resumable, in the order of the cases at the end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use crate::cases::{EvalCase, Modality};
 use crate::client::{Answer, Client, Message, Request};
 use crate::error::{Error, Result};
 use crate::rows::{Row, RowLog, done, latest};
+use crate::settings::Settings;
 
 /// Whether rows that are there already are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +108,18 @@ fn still_open<R: Row>(
     Ok((open, requests))
 }
 
+/// A run that asks about a part of the boards of its rows would make its results of that part alone.
+fn refuse_fewer_boards<R: Row>(cases: &[EvalCase], rows: &[R], file: &Path) -> Result<()> {
+    let asked: HashSet<&str> = cases.iter().map(|case| case.case_id.as_str()).collect();
+    let Some(other) = rows.iter().find(|row| !asked.contains(row.case_id())) else { return Ok(()) };
+    let message = format!(
+        "holds a row of {}, which is not among the boards of this run: resume with the same boards (--tasks, --levels and so \
+         on) or more, or choose another --out or --label",
+        other.case_id()
+    );
+    Err(Error::Json { path: file.to_path_buf(), message })
+}
+
 /// Removes what an earlier run made of its rows: were this one stopped, it would be taken for what its rows say.
 fn forget_results(rows: &Path) -> Result<()> {
     for end in ["summary.json", "analysis.json"] {
@@ -123,6 +136,7 @@ fn forget_results(rows: &Path) -> Result<()> {
 
 /// Asks about every case that has no row yet. `file` is where rows are kept; without it they live in memory only.
 /// Returns one row a case, in the order of the cases; none for a case that the client left unasked.
+/// How it asks is kept beside the file.
 pub(crate) fn run<R: Row + Clone>(
     client: &mut dyn Client,
     cases: &[EvalCase],
@@ -138,9 +152,15 @@ pub(crate) fn run<R: Row + Clone>(
         (Some(file), Resume::Continue) => {
             let (log, rows) = RowLog::resume::<R>(file)?;
             refuse_other_boards(cases, &rows, file)?;
+            refuse_fewer_boards(cases, &rows, file)?;
             (Some(log), rows)
         }
     };
+    // Only who has the file says what its rows are.
+    if let Some(file) = file {
+        let settings = Settings::new(client.name(), options, question)?;
+        settings.keep(&file.with_extension("run.json"), options.resume)?;
+    }
     let (open, requests) = still_open(cases, options, &earlier, question)?;
     file.map_or(Ok(()), forget_results)?;
     let mut state = Progress { done: cases.len() - open.len(), total: cases.len(), failed: 0 };

@@ -117,6 +117,29 @@ fn gold_plans_score_optimal_and_failed_answers_are_asked_again() {
     );
     assert!(summary.exists());
 
+    // Nor may a part of the boards take the place of all.
+    let resumed = |label: &str, cases: &[EvalCase]| {
+        let mut client = Script::new(Vec::new());
+        plan::run_to_folder(&mut client, label, cases, &prompts, &options, folder.path(), &mut |_| {})
+            .expect_err("refused")
+            .to_string()
+    };
+    let text = resumed("script", &cases[..4]);
+    assert!(text.contains("script_image.jsonl") && text.contains("not among the boards"), "{text}");
+    assert!(summary.exists());
+    let text = resumed("script_perception", &cases);
+    assert!(text.contains("label") && text.contains("_perception"), "{text}");
+
+    // Who finds the rows in another's hands says nothing about how they were asked.
+    let settings = folder.path().join("script_image.run.json");
+    let before = std::fs::read(&settings).expect("settings");
+    let held = rows::RowLog::resume::<rows::PlanRow>(&file).expect("rows");
+    let other = RunOptions { max_new_tokens: 9, ..RunOptions::greedy(Modality::Image) };
+    let mut client = Script::new(Vec::new());
+    let refused = plan::run_to_folder(&mut client, "script", &cases, &prompts, &other, folder.path(), &mut |_| {});
+    assert!(refused.is_err() && std::fs::read(&settings).expect("settings") == before);
+    drop(held);
+
     // A run that begins anew and is stopped leaves no results of the one before.
     options.resume = Resume::Fresh;
     let mut stopped = Stopped;

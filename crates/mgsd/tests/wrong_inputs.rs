@@ -293,3 +293,14 @@ fn wrong_distillation_rows_name_the_file_and_the_field() {
     write(folder, "rows/train.json", "[]");
     refused(&[], &["rows/train.json", "no rows"]);
 }
+
+/// Readings are no plans.
+#[test]
+fn rows_of_perception_are_not_compared_as_plans() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let rows = "{\"case_id\": \"maze_level3_0000\", \"task\": \"maze_perception_all\", \"all_exact_match\": true}\n";
+    write(folder, "a.jsonl", rows);
+    write(folder, "b.jsonl", rows);
+    is_refused(folder, &["eval", "compare", "a.jsonl", "b.jsonl"], &["a.jsonl", "maze_level3_0000", "mgsd eval plan"]);
+}

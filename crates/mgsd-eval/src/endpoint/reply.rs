@@ -51,10 +51,19 @@ struct Reply {
     refusal: Option<String>,
 }
 
+/// Counts that make no sense are not there: no reason to throw an answer away.
 #[derive(Deserialize)]
 struct Usage {
+    #[serde(default, deserialize_with = "count")]
     prompt_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     completion_tokens: Option<u64>,
+}
+
+fn count<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let whole = |number: f64| (number >= 0.0 && number.fract() == 0.0).then_some(number as u64);
+    Ok(value.as_u64().or_else(|| value.as_f64().and_then(whole)))
 }
 
 /// Reads a response. `wait` is what its headers ask for.
@@ -200,6 +209,11 @@ mod tests {
         );
         assert_eq!((answer.text.as_str(), answer.tokens, answer.prompt_tokens), ("up", Some(2), Some(9)));
         assert!(answer.truncated);
+        for (usage, tokens) in [("100.0", Some(100)), ("-1", None), ("1.5", None), ("\"9\"", None), ("null", None)] {
+            let body =
+                format!(r#"{{"choices":[{{"message":{{"content":"up"}}}}],"usage":{{"completion_tokens":{usage}}}}}"#);
+            assert_eq!(answered(&body).tokens, tokens, "{usage}");
+        }
         let parts = r#"{"choices":[{"message":{"content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}}]}"#;
         assert_eq!(answered(parts).text, "ab");
         assert_eq!(answered(r#"{"choices":[{"message":{"content":null,"refusal":"no"}}]}"#).text, "no");

@@ -236,6 +236,8 @@ fn by_task(rows: &[PlanRow]) -> BTreeMap<&str, Vec<&PlanRow>> {
     for row in rows.iter().filter(|row| !row.failed()) {
         tasks.entry(&row.task).or_default().push(row);
     }
+    // As in `analysis`: in an order that does not depend on which answer came first.
+    tasks.values_mut().for_each(|rows| rows.sort_by_key(|row| row.case_id()));
     tasks
 }
 
@@ -294,6 +296,8 @@ impl Stage {
         let perception = perception::summarise(perception)
             .tasks
             .into_iter()
+            // Where nothing was answered nothing was read wrongly.
+            .filter(|(_, counted)| counted.counts.total > counted.counts.errors)
             .map(|(task, counted)| {
                 let counts = counted.counts;
                 let share = |count: u64| count as f64 / counts.total.max(1) as f64;

@@ -80,7 +80,7 @@ fn row(out: &mut String, stage: &Stage, score: &PlanningScore, named: bool) {
         let (low, high) = (image.value.min(text.value), image.value.max(text.value));
         let class = if text.value >= image.value { "db-gap" } else { "db-gap reversed" };
         let label = if high - low >= 0.3 && named {
-            format!("<b>gap {} points</b>", points(text.value - image.value))
+            format!("<b>gap {} points</b>", points(gap(score).unwrap_or(text.value - image.value)))
         } else {
             String::new()
         };
@@ -121,10 +121,16 @@ fn row(out: &mut String, stage: &Stage, score: &PlanningScore, named: bool) {
         );
     }
     out.push_str("</div></div><div class=\"db-diff\">");
-    if let (Some(image), Some(text)) = (image, text) {
-        let _ = write!(out, "<span>gap</span> {}", points(text.value - image.value));
+    if let Some(gap) = gap(score) {
+        let _ = write!(out, "<span>gap</span> {}", points(gap));
     }
     out.push_str("</div></div>");
+}
+
+/// Text minus picture: over the boards that both answered, if there are any.
+fn gap(score: &PlanningScore) -> Option<f64> {
+    let apart = || Some(score.text?.accuracy.value - score.image?.accuracy.value);
+    score.gap.map(|gap| gap.value).or_else(apart)
 }
 
 fn spoken(stage: &Stage, score: &PlanningScore) -> String {
@@ -134,8 +140,8 @@ fn spoken(stage: &Stage, score: &PlanningScore) -> String {
             let _ = write!(text, " {name} {} %,", percent(rates.accuracy.value));
         }
     }
-    if let (Some(image), Some(told)) = (score.image, score.text) {
-        let _ = write!(text, " gap {} points", points(told.accuracy.value - image.accuracy.value));
+    if let Some(gap) = gap(score) {
+        let _ = write!(text, " gap {} points", points(gap));
     }
     text
 }

@@ -40,7 +40,12 @@ pub fn read_runs(folders: &[PathBuf]) -> Result<ReportData> {
             let message = "no such folder: name one that `mgsd demo`, `mgsd eval` or `mgsd train` wrote".to_string();
             return Err(Error::Json { path: folder.clone(), message });
         }
-        let prefix = if folders.len() > 1 { format!("{}: ", name(folder)) } else { String::new() };
+        let alike = folders.iter().filter(|other| name(other) == name(folder)).count();
+        let prefix = match (folders.len(), alike) {
+            (1, _) => String::new(),
+            (_, 1) => format!("{}: ", name(folder)),
+            _ => format!("{}: ", folder.display()),
+        };
         let boards = read_boards(&folder.join("data"));
         for sub in [folder.clone(), folder.join("eval")] {
             add_evaluations(&mut data, &mut shown, &sub, &prefix, &boards)?;
@@ -118,7 +123,7 @@ fn add_evaluations(
     for label in labels {
         let plans = |modality: &str| -> Result<Vec<PlanRow>> {
             let path = folder.join(format!("{label}_{modality}.jsonl"));
-            if path.exists() { Ok(rows::latest(rows::read(&path)?)) } else { Ok(Vec::new()) }
+            if path.exists() { rows::plans(&path) } else { Ok(Vec::new()) }
         };
         let (image, text) = (plans("image")?, plans("text")?);
         let path = folder.join(format!("{label}_perception.jsonl"));

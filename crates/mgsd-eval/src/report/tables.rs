@@ -121,7 +121,8 @@ pub fn perception(out: &mut String, data: &ReportData) {
         };
         let whole = scores.iter().map(|score| score.map(|score| score.all_exact.value)).collect();
         line("Whole answer", " class=\"macro\"", whole);
-        let questions = scores.iter().flatten().next().map(|score| &score.questions);
+        // Of the stage that answered most of them: one without an answer has none.
+        let questions = scores.iter().flatten().map(|score| &score.questions).max_by_key(|questions| questions.len());
         for (question, _) in questions.into_iter().flatten() {
             let values = scores.iter().map(|score| {
                 let found = score.as_ref()?.questions.iter().find(|(name, _)| name == question)?;

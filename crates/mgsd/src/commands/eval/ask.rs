@@ -224,7 +224,9 @@ pub fn plan_run(args: &Common, console: &Console) -> anyhow::Result<()> {
         ));
     }
     let mean = &run.summary.all_tasks_macro_avg;
-    let interval = analysis.macro_accuracy.map(|estimate| estimate.interval);
+    // The interval is over tasks with an answer; the mean counts one without as 0.
+    let complete = run.summary.by_task.len() == analysis.by_task.len();
+    let interval = analysis.macro_accuracy.filter(|_| complete).map(|estimate| estimate.interval);
     console.say(format_args!(
         "{:14} success {:6.2} %  optimal {:6.2} %   {}   {}",
         "mean of tasks",

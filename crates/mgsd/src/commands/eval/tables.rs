@@ -4,7 +4,7 @@ use crate::console::Console;
 use anyhow::Context;
 use mgsd_eval::analysis::{RESAMPLES, SEED};
 use mgsd_eval::compare::{Pairing, compare};
-use mgsd_eval::rows::{self, PlanRow};
+use mgsd_eval::rows;
 use mgsd_eval::{gap, json};
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,13 @@ pub fn gap_table(args: &Gap, console: &Console) -> anyhow::Result<()> {
     }
     gap::tell_apart(&mut runs);
     let inputs: Vec<_> = runs.into_iter().flat_map(|(_, inputs)| inputs).collect();
+    for (text, image) in gap::pairs(&inputs).filter(|(text, image)| !gap::of_same_boards(text, image)) {
+        console.note(format_args!(
+            "{}: {} boards as text, {} as pictures: each mean is over its own boards, the gap in the tables for people over \
+             those that both answered; run both with the same boards",
+            text.label, text.summary.total.num_cases, image.summary.total.num_cases
+        ));
+    }
     let rows = gap::table(&inputs);
     let out = args.out.as_ref().unwrap_or(&args.runs[0]);
     let paths = gap::write(out, &inputs, &rows)?;
@@ -56,9 +63,8 @@ pub fn gap_table(args: &Gap, console: &Console) -> anyhow::Result<()> {
 }
 
 pub fn compare_runs(args: &Compare, console: &Console) -> anyhow::Result<()> {
-    let read = |path: &Path| -> anyhow::Result<Vec<PlanRow>> { Ok(rows::latest(rows::read(path)?)) };
     let name = |path: &Path| path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let (first, second) = (read(&args.first)?, read(&args.second)?);
+    let (first, second) = (rows::plans(&args.first)?, rows::plans(&args.second)?);
     let compared = compare([&name(&args.first), &name(&args.second)], [&first, &second], RESAMPLES, SEED)
         .with_context(|| {
             let (first, second) = (args.first.display(), args.second.display());
