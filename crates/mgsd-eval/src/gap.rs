@@ -181,7 +181,7 @@ pub fn pairs(inputs: &[GapInput]) -> impl Iterator<Item = (&GapInput, &GapInput)
 /// Whether two runs are over as many boards of each task.
 pub fn of_same_boards(text: &GapInput, image: &GapInput) -> bool {
     let counts = |of: &GapInput| -> Vec<(String, u64)> {
-        of.summary.by_task.iter().map(|(task, group)| (task.clone(), group.num_cases as u64)).collect()
+        of.summary.by_task.iter().map(|(task, group)| (task.clone(), group.num_cases)).collect()
     };
     counts(text) == counts(image)
 }
