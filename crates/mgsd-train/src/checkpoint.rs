@@ -3,7 +3,8 @@
 
 use crate::error::{Result, TrainError};
 use crate::files;
-use crate::recipe::{Recipe, Shape};
+use crate::pixels;
+use crate::recipe::{Images, Kind, Recipe, Shape};
 use mgsd_model::lora::LoraConfig;
 use mgsd_model::model::Qwen3Vl;
 use mgsd_model::weights::{Array, read_arrays, write_arrays};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 const STATE: &str = "state.json";
 const ARRAYS: &str = "optimizer.safetensors";
+const BEST: &str = "best.json";
 
 /// What `state.json` holds. Random numbers are drawn from counters, so seed and position are the random state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,8 @@ pub(crate) struct RunFolder {
     pub(crate) base: String,
     /// Settings of the adapter, when one is trained.
     pub(crate) adapter: Option<LoraConfig>,
+    /// How large pictures were in training.
+    pub(crate) images: Images,
 }
 
 impl RunFolder {
@@ -100,7 +104,7 @@ impl RunFolder {
         files::write_folder(&path, |folder| {
             self.write_model(model, folder)?;
             let text = serde_json::to_string_pretty(best).map_err(TrainError::other("writing best.json"))?;
-            files::write_atomically(&folder.join("best.json"), text.as_bytes())
+            files::write_atomically(&folder.join(BEST), text.as_bytes())
         })?;
         Ok(path)
     }
@@ -110,6 +114,12 @@ impl RunFolder {
         let path = self.result();
         files::write_folder(&path, |folder| self.write_model(model, folder))?;
         Ok(path)
+    }
+
+    /// The step that `best/` is of.
+    pub(crate) fn best_step(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(self.best().join(BEST)).ok()?;
+        serde_json::from_str::<Best>(&text).ok().map(|best| best.step)
     }
 
     /// Where the weights of the best measurement go.
@@ -133,7 +143,9 @@ impl RunFolder {
             Some(config) => model.save_adapter(folder, &self.base, config),
             None => model.save(folder),
         };
-        written.map_err(TrainError::other(format!("writing the weights to {}", folder.display())))
+        written.map_err(TrainError::other(format!("writing the weights to {}", folder.display())))?;
+        // An adapter's folder says nothing of pictures.
+        if self.adapter.is_none() { pixels::write(folder, self.images) } else { Ok(()) }
     }
 }
 
@@ -160,9 +172,18 @@ pub(crate) fn read(path: &Path, recipe: &Recipe) -> Result<(State, BTreeMap<Stri
     Ok((state, arrays))
 }
 
+/// Whether measurements of two recipes of one run can be compared.
+pub(crate) fn measures_alike(old: &Recipe, new: &Recipe) -> bool {
+    let (one, other) = (&old.eval, &new.eval);
+    let sampled = (one.temperature, one.top_p) == (other.temperature, other.top_p);
+    // Supervised training samples nothing.
+    one.samples == other.samples && (sampled || new.kind != Kind::Opcd)
+}
+
 /// What to do about a damaged checkpoint: there may be one before it.
 fn way_back(path: &Path) -> String {
-    let folder = RunFolder { path: path.with_file_name(""), base: String::new(), adapter: None };
+    let folder =
+        RunFolder { path: path.with_file_name(""), base: String::new(), adapter: None, images: Images::default() };
     let mut older = folder.checkpoints();
     older.truncate(older.iter().position(|(_, other)| other.file_name() == path.file_name()).unwrap_or(0));
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -224,6 +245,18 @@ mod tests {
         let text = "kind = \"sft\"\nsteps = 4\n[model]\nbase = \"b\"\nout = \"o\"\n[[data.mix]]\nkind = \"sharegpt\"\nfile = \"f\"\n";
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         Recipe::parse("r", text, &changes).unwrap()
+    }
+
+    #[test]
+    fn measurements_of_other_samples_or_another_sampling_are_not_alike() {
+        let old = recipe(&[]);
+        assert!(measures_alike(&old, &recipe(&["eval.every=5", "eval.top_p=0.5"])), "nothing is sampled");
+        assert!(!measures_alike(&old, &recipe(&["eval.samples=5"])));
+        let opcd = |change: &str| recipe(&["kind=opcd", "data.train=rows.json", change]);
+        assert!(measures_alike(&opcd("eval.every=5"), &opcd("eval.every=6")));
+        for change in ["eval.samples=5", "eval.temperature=0", "eval.top_p=0.5"] {
+            assert!(!measures_alike(&opcd("eval.every=5"), &opcd(change)), "{change}");
+        }
     }
 
     #[test]

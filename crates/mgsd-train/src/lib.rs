@@ -15,6 +15,7 @@ mod opcd;
 mod optim;
 mod packing;
 mod passes;
+mod pixels;
 mod prefetch;
 mod random;
 pub mod recipe;

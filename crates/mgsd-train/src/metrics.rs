@@ -9,6 +9,11 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// How the name of an event file begins, as TensorBoard wants it.
+const EVENTS: &str = "events.out.tfevents.";
+/// How the names of ours end.
+const OURS: &str = ".mgsd";
+
 /// Named numbers in the order in which they were put.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scalars(pub Vec<(&'static str, f64)>);
@@ -66,6 +71,9 @@ impl Recorder {
             .append(true)
             .open(&path)
             .map_err(TrainError::io(&path, "cannot be opened for writing"))?;
+        if done == 0 {
+            remove_events(out)?;
+        }
         let events = if with_tensorboard { Some(open_events(out)?) } else { None };
         Ok(Self { path, lines, events, bar: bar(done, steps) })
     }
@@ -142,10 +150,23 @@ fn now() -> f64 {
 fn open_events(out: &Path) -> Result<(PathBuf, File)> {
     let folder = out.join("tensorboard");
     std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder, "the folder cannot be made"))?;
-    let path = folder.join(format!("events.out.tfevents.{:.0}.{}.mgsd", now() * 1000.0, std::process::id()));
+    let path = folder.join(format!("{EVENTS}{:.0}.{}{OURS}", now() * 1000.0, std::process::id()));
     let mut file = File::create(&path).map_err(TrainError::io(&path, "cannot be made"))?;
     tensorboard::write_header(&mut file, now()).map_err(TrainError::io(&path, "cannot be written"))?;
     Ok((path, file))
+}
+
+/// Removes the event files that an earlier attempt wrote; those of other programs stay.
+fn remove_events(out: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(out.join("tensorboard")) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(EVENTS) && name.ends_with(OURS)) {
+            let path = entry.path();
+            std::fs::remove_file(&path).map_err(TrainError::io(&path, "cannot be removed for the new run"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Drops lines after step `done` and a torn last line.
@@ -186,5 +207,19 @@ mod tests {
             text,
             "{\"step\":1,\"phase\":\"train\",\"loss\":0.5}\n{\"step\":2,\"phase\":\"train\",\"loss\":0.5}\n"
         );
+    }
+
+    #[test]
+    fn a_run_begun_anew_forgets_events_of_an_earlier_attempt_and_no_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let events = folder.path().join("tensorboard");
+        std::fs::create_dir(&events).unwrap();
+        let (ours, other) = ("events.out.tfevents.1.2.mgsd", "events.out.tfevents.1.host");
+        [ours, other].iter().for_each(|name| std::fs::write(events.join(name), "").unwrap());
+        drop(Recorder::open(folder.path(), true, 2, 4).unwrap());
+        assert!(events.join(ours).exists(), "a resumed run goes on");
+        drop(Recorder::open(folder.path(), true, 0, 4).unwrap());
+        assert!(!events.join(ours).exists() && events.join(other).exists());
+        assert_eq!(std::fs::read_dir(&events).unwrap().count(), 2, "the new file and the other program's");
     }
 }

@@ -299,11 +299,37 @@ file = "sft.json"
             ("data.tasks.maze.difficulty=[]", "data.tasks.maze.difficulty"),
             ("data.tasks.maze.frozen_probability=0.5", "data.tasks.maze.frozen_probability"),
             ("data.train=rows.json", "data.train"),
+            ("opcd.beta=0.3", "opcd.beta"),
+            ("opcd.ema_decay=0.5", "opcd.ema_decay"),
+            ("opcd.replay_weight=2", "opcd.replay_weight"),
+            ("optimiser.lr=1e-50", "optimiser.lr"),
+            ("optimiser.lr=1e50", "optimiser.lr"),
+            ("optimiser.eps=1e-50", "optimiser.eps"),
+            ("optimiser.eps=inf", "optimiser.eps"),
         ] {
             assert!(message(&two, &[change]).contains(&format!("`{key}`")), "{change}: {}", message(&two, &[change]));
         }
         let adapter = ["model.adapter.rank=8", "model.adapter.alpha=16", "model.random_weights=true"];
         assert!(message(SMALL, &adapter).contains("`model.random_weights`"));
+        for (last, key) in [
+            ("model.train.vision=false", "model.train"),
+            ("model.adapter.targets=[\"q_proj\"]", "model.adapter.targets"),
+        ] {
+            let adapter = ["model.adapter.rank=8", "model.adapter.alpha=16", "model.adapter.from=a", last];
+            assert!(message(SMALL, &adapter).contains(&format!("`{key}`")), "{last}: {}", message(SMALL, &adapter));
+        }
+        assert!(
+            message(SMALL, &["schedule.shape=constant", "schedule.min_ratio=0.1"]).contains("`schedule.min_ratio`")
+        );
+    }
+
+    #[test]
+    fn the_policy_gradient_loss_samples_from_the_model_itself() {
+        for (change, key) in [("opcd.temperature=0.7", "opcd.temperature"), ("opcd.top_p=0.9", "opcd.top_p")] {
+            let text = message(SMALL, &["opcd.loss=policy-gradient", change]);
+            assert!(text.contains(&format!("`{key}`")) && text.contains("reverse-kl"), "{text}");
+            assert!(Recipe::parse("r.toml", SMALL, &[change.to_string()]).is_ok());
+        }
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(crate) fn open<'a>(
 ) -> Result<(Session<'a>, Option<PathBuf>)> {
     let model = &recipe.model;
     let base = model.base_name.clone().unwrap_or_else(|| model.base.to_string_lossy().into_owned());
-    let folder = RunFolder { path: model.out.clone(), base, adapter: None };
+    let folder = RunFolder { path: model.out.clone(), base, adapter: None, images: recipe.images };
     let latest = folder.latest();
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let problem = match (&latest, folder.kept()) {
@@ -89,9 +89,6 @@ pub(crate) fn open<'a>(
     // All have looked before anybody writes.
     control.world.sum([0.0]);
     std::fs::create_dir_all(&folder.path).map_err(TrainError::io(&folder.path, "the run folder cannot be made"))?;
-    if control.world.writes() {
-        files::write_atomically(&folder.path.join("recipe.toml"), recipe.to_toml().as_bytes())?;
-    }
     let session = Session { recipe, control, folder, steps, done: 0, best: None, evaluated: None };
     Ok((session, latest))
 }
@@ -104,10 +101,25 @@ impl Session<'_> {
         let model = &mut model;
         self.folder.adapter = adapter;
         let mut optimiser = OptimiserState::new(model.parameters(), self.recipe.optimiser, &self.control.world);
-        if let Some(path) = from {
-            self.restore(&path, model, &mut optimiser, stage)?;
+        let best = match from {
+            Some(path) => self.restore(&path, model, &mut optimiser, stage)?,
+            None => None,
+        };
+        // After a return to an older checkpoint the best weights may be of a step that is still to come.
+        let kept = self.folder.best_step();
+        let stale = kept != best.map(|best| best.step);
+        if stale {
+            self.best = None;
         }
+        // All have looked, and nobody has refused, before anybody writes.
+        self.control.world.sum([0.0]);
         let writes = self.control.world.writes();
+        if writes {
+            files::write_atomically(&self.folder.path.join("recipe.toml"), self.recipe.to_toml().as_bytes())?;
+            if stale && kept.is_some() {
+                files::remove_folder(&self.folder.best())?;
+            }
+        }
         let open = || Recorder::open(&self.folder.path, self.recipe.metrics.tensorboard, self.done, self.steps);
         let mut recorder = writes.then(open).transpose()?;
         stage.start(self.done, self.steps)?;
@@ -260,14 +272,25 @@ impl Session<'_> {
         self.folder.write(model, &state, &arrays, self.recipe.checkpoint.keep)
     }
 
+    /// Goes on from a checkpoint; returns the best measurement that it tells of.
     fn restore(
         &mut self,
         path: &std::path::Path,
         model: &mut Qwen3Vl,
         optimiser: &mut OptimiserState,
         stage: &mut dyn Stage,
-    ) -> Result<()> {
+    ) -> Result<Option<Best>> {
         let (state, arrays) = checkpoint::read(path, self.recipe)?;
+        if state.step > self.steps {
+            return Err(TrainError::file(
+                path,
+                format!(
+                    "{} steps are done here, and the recipe ends after {} (`steps`, or what `epochs` come to); give at \
+                     least {0}, or choose another model.out",
+                    state.step, self.steps
+                ),
+            ));
+        }
         for parameter in model.parameters_mut().into_iter().filter(|parameter| parameter.is_trainable()) {
             let name = format!("param.{}", parameter.name);
             copy_array(path, &arrays, &name, &mut parameter.value)?;
@@ -275,7 +298,8 @@ impl Session<'_> {
         optimiser.restore(path, &arrays, state.step)?;
         stage.restore(path, &arrays)?;
         self.done = state.step;
-        self.best = state.best;
-        Ok(())
+        // A measurement of another kind cannot be compared with those to come; its weights stay until the first of them.
+        self.best = state.best.filter(|_| checkpoint::measures_alike(&state.recipe, self.recipe));
+        Ok(state.best)
     }
 }

@@ -158,6 +158,8 @@ fn an_old_run_is_neither_overwritten_nor_continued_with_another_recipe() {
     let other = recipe("sft", folder.path(), &["checkpoint.every=2", "steps=2", "optimiser.lr=0.5"]);
     let text = go(&other, true, NEVER).0.unwrap_err().to_string();
     assert!(text.contains("optimiser.lr"), "{text}");
+    let kept = std::fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
+    assert!(!kept.contains("lr = 0.5"), "a refusal writes nothing: {kept}");
     // Nor is one that kept no checkpoint.
     let folder = tempfile::tempdir().unwrap();
     let bare = recipe("sft", folder.path(), &["checkpoint.every=0", "steps=2"]);
@@ -168,6 +170,65 @@ fn an_old_run_is_neither_overwritten_nor_continued_with_another_recipe() {
         assert!(text.contains("(model)") && text.contains("model.out"), "{text}");
     }
     assert_eq!(std::fs::read(folder.path().join("metrics.jsonl")).unwrap(), before);
+}
+
+#[test]
+fn a_run_cannot_be_continued_to_an_end_that_it_has_passed() {
+    let folder = tempfile::tempdir().unwrap();
+    let constant = recipe("sft", folder.path(), &["checkpoint.every=2", "steps=4", "schedule.shape=constant"]);
+    go(&constant, false, NEVER).0.unwrap();
+    let before = std::fs::read(folder.path().join("recipe.toml")).unwrap();
+    let shorter = Recipe { steps: Some(3), ..constant.clone() };
+    let text = go(&shorter, true, NEVER).0.unwrap_err().to_string();
+    assert!(text.contains("checkpoint-4: 4 steps") && text.contains("ends after 3 (`steps`"), "{text}");
+    assert_eq!(std::fs::read(folder.path().join("recipe.toml")).unwrap(), before);
+    assert_eq!(go(&constant, true, NEVER).0.unwrap().steps, 4, "its own end it may have");
+}
+
+/// The step that `best/` is of.
+fn best_step(folder: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(folder.join("best/best.json")).ok()?;
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()["step"].as_u64()
+}
+
+#[test]
+fn the_best_is_forgotten_when_it_was_measured_otherwise_or_after_the_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = ["checkpoint.every=1", "eval.every=1", "eval.samples=4", "steps=2", "schedule.shape=constant"];
+    let two = recipe("sft", folder.path(), &changes);
+    let first = go(&two, false, NEVER).0.unwrap().best.unwrap().0;
+    // As if it had been better than anything to come.
+    let file = folder.path().join("checkpoint-2/state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    state["best"]["merit"] = 1.0.into();
+    std::fs::write(&file, state.to_string()).unwrap();
+    let back = || std::fs::remove_dir_all(folder.path().join("checkpoint-3")).unwrap();
+    let three = Recipe { steps: Some(3), ..two.clone() };
+    assert_eq!(go(&three, true, NEVER).0.unwrap().best.unwrap().0, first);
+    assert_eq!(best_step(folder.path()), Some(first));
+    back();
+    let mut other = three.clone();
+    other.eval.samples = 3;
+    assert_eq!(go(&other, true, NEVER).0.unwrap().best.unwrap().0, 3, "the first measurement of its kind");
+    assert_eq!(best_step(folder.path()), Some(3));
+    // Back to the checkpoint before: the weights of step 3 are none of that run.
+    back();
+    let mut blind = three;
+    blind.eval.every = 0;
+    assert!(go(&blind, true, NEVER).0.unwrap().best.is_none());
+    assert_eq!(best_step(folder.path()), None);
+}
+
+#[test]
+fn a_trained_model_says_how_large_its_pictures_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let result = go(&recipe("sft", folder.path(), &["steps=1"]), false, NEVER).0.unwrap().result;
+    let limits = mgsd_model::image::PixelLimits::default();
+    let pictures = mgsd_model::image::ImageProcessor::open(&result, limits).unwrap();
+    assert_eq!(pictures.pixel_limits(), (1024, 4096));
+    let text = std::fs::read_to_string(result.join("preprocessor_config.json")).unwrap();
+    let settings: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(settings["size"], serde_json::json!({"longest_edge": 4096, "shortest_edge": 1024}));
 }
 
 #[test]
@@ -305,6 +366,20 @@ fn what_is_replayed_is_measured_and_counts_for_the_best() {
     assert_eq!(without.0.unwrap().eval.unwrap().get("replay_exact"), None);
 }
 
+#[test]
+fn the_replay_loss_of_a_step_is_without_its_factor() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = |weight: &str| {
+        let (mix, given) = ("data.mix=[{kind=\"plan_text\"}]", format!("opcd.replay_weight={weight}"));
+        let changes = [mix, "opcd.replay_samples=2", "steps=1", &given];
+        let reports = go(&recipe("opcd", &folder.path().join(weight), &changes), false, NEVER).1;
+        ["loss", "replay_loss"].map(|name| reports[0].get(name).unwrap())
+    };
+    let ([loss, replayed], [more, same]) = (first("1"), first("4"));
+    assert!((replayed - same).abs() < 1e-5 * replayed, "{replayed} {same}");
+    assert!((more - loss - 3.0 * replayed).abs() < 1e-4 * more, "{loss} {more}");
+}
+
 /// What the child process of the next test runs; alone it does nothing.
 #[test]
 #[ignore = "run by the next test in a process of its own"]
@@ -379,7 +454,9 @@ fn a_task_folder_json_rows_and_parquet_rows_train_alike() {
         (recipe.steps, recipe.epochs) = (None, Some(1.5));
         let (summary, reports) = go(&recipe, false, NEVER);
         let summary = summary.unwrap_or_else(|error| panic!("{data}: {error}"));
-        assert_eq!(summary.eval.unwrap().get("samples"), Some(8.0));
+        let eval = summary.eval.unwrap();
+        assert_eq!(eval.get("samples"), Some(8.0));
+        assert_eq!(eval.get("samples_trained_on"), Some(8.0), "{data} is both");
         losses(&reports)
     };
     let from_folder = run("boards");
@@ -394,6 +471,9 @@ fn a_task_folder_json_rows_and_parquet_rows_train_alike() {
     let (summary, _) = go(&recipe("opcd", &folder.path().join("some"), &some), false, NEVER);
     let eval = summary.unwrap().eval.unwrap();
     assert!(["success_frozenlake", "success_maze"].iter().all(|name| eval.get(name).is_some()), "{eval:?}");
+    assert_eq!(eval.get("samples_trained_on"), Some(4.0));
+    let generated = go(&recipe("opcd", &folder.path().join("generated"), &some[..4]), false, NEVER).0;
+    assert_eq!(generated.unwrap().eval.unwrap().get("samples_trained_on"), None, "held out by their keys");
     // The rows tell the teacher the plan, whatever the recipe says.
     let blind = [&train, &validation, "opcd.reference_plan=false"];
     let text = go(&recipe("opcd", &folder.path().join("blind"), &blind), false, NEVER).0.unwrap_err().to_string();

@@ -265,7 +265,8 @@ impl Stage for Distillation<'_> {
         if let Some(replay) = &mut self.replay {
             let began = Instant::now();
             let extra = replay.gradients(model, step, reduction)?;
-            scalars.put("replay_loss", extra.loss);
+            // Without its factor, as it is measured.
+            scalars.put("replay_loss", extra.loss / f64::from(settings.replay_weight));
             scalars.put("replay_seconds", began.elapsed().as_secs_f64());
             loss += extra.loss;
             through += extra.tokens;
@@ -298,8 +299,15 @@ impl Stage for Distillation<'_> {
         let mut scalars = Scalars::default();
         let answers = boards.iter().map(|board| board.task).zip(&responses);
         rollout::put_scores(&mut scalars, answers, &self.world);
-        let [samples] = self.world.sum([boards.len() as f64]);
+        // Boards that training has too: the success on them is none of new boards.
+        let known: Vec<bool> = boards.iter().filter_map(|board| self.rows.is_trained_on(board)).collect();
+        let shared = known.iter().filter(|trained| **trained).count();
+        let all = [boards.len(), known.len(), shared].map(|count| count as f64);
+        let [samples, known, shared] = self.world.sum(all);
         scalars.put("samples", samples);
+        if known > 0.0 {
+            scalars.put("samples_trained_on", shared);
+        }
         self.validation = Some(numbers.into_iter().zip(boards).collect());
         if let Some(replay) = &mut self.replay {
             let held_out = replay.evaluate(model)?;

@@ -16,6 +16,7 @@ use mgsd_model::image::ImageSource;
 use mgsd_model::processor::{Processor, Prompt};
 use mgsd_tasks::score::TrainingCase;
 use mgsd_tasks::{Instance, Task};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -61,6 +62,8 @@ pub(super) struct Rows {
     order: Option<Epochs>,
     /// One order for all measurements, since files and folders have their tasks one after another.
     validation_order: Option<Epochs>,
+    /// Keys of the training boards, when validation rows are given beside training rows.
+    trained: Option<BTreeSet<String>>,
     boards: BoardStream,
     prompts: Prompts,
     plan: ReferencePlan,
@@ -96,7 +99,10 @@ impl Rows {
             set.count().map(|count| Epochs::new((0..count).collect(), derive(recipe.seed, BOARDS, stream)))
         };
         let (order, validation_order) = (order(&train, 0), order(&validation, 1));
+        // Generated boards are held out by their keys.
+        let both = train.count().and(validation.count()).is_some();
         Ok(Self {
+            trained: both.then(|| train.keys()),
             train,
             validation,
             order,
@@ -116,6 +122,12 @@ impl Rows {
 
     pub(super) fn validation_count(&self, wanted: usize) -> usize {
         self.validation.count().map_or(wanted, |count| count.min(wanted))
+    }
+
+    /// Whether training has a validation row's board too; `None` when it cannot, or the rows do not say.
+    pub(super) fn is_trained_on(&self, row: &BoardRow) -> Option<bool> {
+        let board = row.case.as_ref()?.board.as_ref()?;
+        Some(self.trained.as_ref()?.contains(&board.key()))
     }
 
     pub(super) fn processor(&self) -> Arc<Processor> {
@@ -237,6 +249,18 @@ impl Set {
              with `mgsd data opcd --no-reference-plan`, or name a task folder",
             path.display()
         )))
+    }
+
+    /// Keys of the boards that are known. A row that says its board wrongly is refused when its turn comes.
+    fn keys(&self) -> BTreeSet<String> {
+        match self {
+            Self::File { samples, .. } => {
+                let instances = samples.iter().filter_map(|sample| sample.instance().ok().flatten());
+                instances.map(|instance| instance.board.key()).collect()
+            }
+            Self::Folder(examples) => examples.iter().map(|example| example.instance.board.key()).collect(),
+            Self::Generated => BTreeSet::new(),
+        }
     }
 
     fn count(&self) -> Option<usize> {

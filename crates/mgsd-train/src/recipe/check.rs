@@ -90,6 +90,16 @@ impl Recipe {
             "model.random_weights",
             "an adapter belongs to weights that are kept: make them with `mgsd model init`, and leave this out",
         )?;
+        to.missing(
+            *parts == Parts::default(),
+            "model.train",
+            "beside model.adapter the adapter alone is trained: leave the section out",
+        )?;
+        to.missing(
+            adapter.from.is_none() || adapter.targets == Targets::default(),
+            "model.adapter.targets",
+            "an adapter to go on from has its layers already: leave this out",
+        )?;
         to.rule(adapter.rank > 0, "model.adapter.rank", adapter.rank, "at least 1")?;
         to.rule(adapter.alpha > 0.0, "model.adapter.alpha", adapter.alpha, "a number above 0")?;
         match &adapter.targets {
@@ -109,10 +119,14 @@ impl Recipe {
     fn check_optimiser(&self, to: &Checker) -> Result<()> {
         let o = &self.optimiser;
         to.rule(o.lr > 0.0 && o.lr.is_finite(), "optimiser.lr", o.lr, "a number above 0")?;
+        to.rule(o.eps > 0.0, "optimiser.eps", o.eps, "a number above 0")?;
+        for (key, value) in [("optimiser.lr", o.lr), ("optimiser.eps", o.eps)] {
+            let single = value as f32;
+            to.rule(single > 0.0 && single.is_finite(), key, value, "a number that is above 0 and finite in 32 bits")?;
+        }
         for (i, beta) in o.betas.iter().enumerate() {
             to.rule((0.0..1.0).contains(beta), &format!("optimiser.betas.{i}"), beta, "a number from 0 to below 1")?;
         }
-        to.rule(o.eps > 0.0, "optimiser.eps", o.eps, "a number above 0")?;
         to.rule(o.weight_decay >= 0.0, "optimiser.weight_decay", o.weight_decay, "0 or more")?;
         to.rule(o.clip >= 0.0, "optimiser.clip", o.clip, "0 (off) or more")?;
         let s = &self.schedule;
@@ -123,7 +137,13 @@ impl Recipe {
         )?;
         let ratio = s.warmup_ratio.unwrap_or(0.0);
         to.rule((0.0..1.0).contains(&ratio), "schedule.warmup_ratio", ratio, "a share from 0 to below 1")?;
-        to.rule((0.0..=1.0).contains(&s.min_ratio), "schedule.min_ratio", s.min_ratio, "a share from 0 to 1")
+        to.rule((0.0..=1.0).contains(&s.min_ratio), "schedule.min_ratio", s.min_ratio, "a share from 0 to 1")?;
+        to.rule(
+            s.shape == Shape::Cosine || s.min_ratio == Schedule::default().min_ratio,
+            "schedule.min_ratio",
+            s.min_ratio,
+            "it left out, or 0, with shape = \"constant\": only a cosine ends anywhere",
+        )
     }
 
     fn check_data(&self, to: &Checker) -> Result<()> {
@@ -266,6 +286,40 @@ impl Recipe {
             o.top_k.is_none() || o.loss != Loss::PolicyGradient,
             "opcd.top_k",
             "the policy-gradient loss looks at the sampled token only; leave top_k out",
+        )?;
+        // Its ratio and reward are those of the model's own distribution.
+        for (key, value) in [("opcd.temperature", o.temperature), ("opcd.top_p", o.top_p)] {
+            to.rule(
+                value == 1.0 || o.loss != Loss::PolicyGradient,
+                key,
+                value,
+                "1 with loss = \"policy-gradient\"; the losses exact over the vocabulary (reverse-kl, forward-kl, jsd) \
+                 take others",
+            )?;
+        }
+        self.check_unused_opcd(to)
+    }
+
+    /// Keys of one loss, teacher or extra that is not there.
+    fn check_unused_opcd(&self, to: &Checker) -> Result<()> {
+        let (o, usual) = (&self.opcd, Opcd::default());
+        to.rule(
+            o.loss == Loss::Jsd || o.beta == usual.beta,
+            "opcd.beta",
+            o.beta,
+            "it with loss = \"jsd\" alone; leave it out",
+        )?;
+        to.rule(
+            o.teacher == TeacherKind::Ema || o.ema_decay == usual.ema_decay,
+            "opcd.ema_decay",
+            o.ema_decay,
+            "it with teacher = \"ema\" alone; leave it out",
+        )?;
+        to.rule(
+            o.replay_samples > 0 || o.replay_weight == usual.replay_weight,
+            "opcd.replay_weight",
+            o.replay_weight,
+            "it beside replay_samples of 1 or more; leave it out",
         )
     }
 }

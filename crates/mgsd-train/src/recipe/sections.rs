@@ -40,7 +40,7 @@ pub struct Adapter {
     pub rank: usize,
     /// The adapter's output is scaled by alpha / rank. Published: 16.
     pub alpha: f32,
-    /// `all-linear` of the language model, or names of layers such as `["q_proj", "v_proj"]`.
+    /// `all-linear` of the language model, or names of layers such as `["q_proj", "v_proj"]`. Not with `from`.
     #[serde(default)]
     pub targets: Targets,
     /// A PEFT adapter folder to go on from, instead of a fresh adapter.
@@ -300,9 +300,9 @@ pub struct Opcd {
     pub ema_decay: f32,
     /// The teacher also sees a shortest plan. Published: true. Rows that bring the teacher's texts along have it or not.
     pub reference_plan: bool,
-    /// Rollout temperature. Published: 1.
+    /// Rollout temperature; `policy-gradient` wants 1. Published: 1.
     pub temperature: f32,
-    /// Rollout nucleus. Published: 1.
+    /// Rollout nucleus; `policy-gradient` wants 1. Published: 1.
     pub top_p: f32,
     /// Longest response in tokens; a response cut there is scored all the same. Published: 2,048.
     pub max_new_tokens: usize,
