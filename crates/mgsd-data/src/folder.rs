@@ -97,11 +97,16 @@ pub fn read(folder: &Path, filter: &Filter) -> Result<Vec<Example>> {
 /// The layout, for error messages.
 const LAYOUT: &str = "expected {FrozenLake,Maze,MiniBehaviour}/level<L>/text/*.txt, as `mgsd tasks generate` writes";
 
+/// Levels in the order of their first mention.
+pub fn without_repeats(levels: &[usize]) -> Vec<usize> {
+    let first = |(at, level): &(usize, &usize)| !levels[..*at].contains(level);
+    levels.iter().enumerate().filter(first).map(|(_, level)| *level).collect()
+}
+
 /// The levels to read of a task's folder.
 fn levels(task_folder: &Path, filter: &Filter) -> Result<Vec<usize>> {
     if !filter.levels.is_empty() {
-        let first = |(at, level): (usize, &usize)| !filter.levels[..at].contains(level);
-        return Ok(filter.levels.iter().enumerate().filter(|place| first(*place)).map(|(_, level)| *level).collect());
+        return Ok(without_repeats(&filter.levels));
     }
     let mut levels = Vec::new();
     for path in files::list(task_folder)? {

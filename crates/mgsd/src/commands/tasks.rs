@@ -3,7 +3,7 @@
 use crate::console::Console;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use mgsd_data::split;
+use mgsd_data::{folder, split};
 use mgsd_tasks::plan::{parse_benchmark, parse_training};
 use mgsd_tasks::score::{BenchmarkCase, TrainingCase, benchmark, training};
 use mgsd_tasks::{
@@ -218,7 +218,7 @@ fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
     };
     let pictures = RenderOptions { image_size: args.image_size, tiles: tile_set(args.tiles.as_deref())? };
     let numbers = args.start_index as usize..(args.start_index + args.count) as usize;
-    let levels = without_repeats(&args.levels);
+    let levels = folder::without_repeats(&args.levels);
     let bar = console.bar(args.count * levels.len() as u64, "generate");
     let mut written = 0;
     for level in levels {
@@ -237,17 +237,6 @@ fn generate(args: &Generate, console: &Console) -> anyhow::Result<()> {
     bar.finish_and_clear();
     console.say(format_args!("{written} boards in {}", args.out.join(args.task.dir_name()).display()));
     console.result(&serde_json::json!({"task": args.task.name(), "written": written, "out": args.out}))
-}
-
-/// In the order of their first mention.
-fn without_repeats(levels: &[usize]) -> Vec<usize> {
-    let mut once = Vec::new();
-    levels.iter().for_each(|level| {
-        if !once.contains(level) {
-            once.push(*level);
-        }
-    });
-    once
 }
 
 fn render(args: &Render, console: &Console) -> anyhow::Result<()> {
