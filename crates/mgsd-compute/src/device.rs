@@ -15,16 +15,29 @@ pub enum Device {
 impl Device {
     /// `cpu`, `cuda` (the first GPU) or `cuda:N`. `auto` is the first GPU if it can be used, else the CPU.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let number = match text {
-            "cpu" => return Ok(Self::Cpu),
-            "auto" => return Ok(Cuda::open(0).map_or(Self::Cpu, Self::Cuda)),
-            "cuda" => 0,
-            other => other
-                .strip_prefix("cuda:")
-                .and_then(|number| number.parse().ok())
-                .ok_or_else(|| format!("unknown device {other:?}; expected cpu, cuda, cuda:N or auto"))?,
-        };
+        if text == "auto" {
+            return Ok(Cuda::open(0).map_or(Self::Cpu, Self::Cuda));
+        }
+        let Some(number) = Self::number(text)? else { return Ok(Self::Cpu) };
         Cuda::open(number).map(Self::Cuda).map_err(|why| format!("device {text} cannot be used: {why}"))
+    }
+
+    /// Whether [`parse`](Self::parse) knows the name; the device need not be there.
+    ///
+    /// # Errors
+    /// Says which names there are.
+    pub fn check_name(text: &str) -> Result<(), String> {
+        if text == "auto" { Ok(()) } else { Self::number(text).map(|_| ()) }
+    }
+
+    /// The number of a GPU by its name; `None`: the CPU.
+    fn number(name: &str) -> Result<Option<usize>, String> {
+        let number = match name {
+            "cpu" => return Ok(None),
+            "cuda" => Some(0),
+            _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
+        };
+        number.map(Some).ok_or_else(|| format!("unknown device {name:?}; expected cpu, cuda, cuda:N or auto"))
     }
 
     /// Where tests run: on what `MGSD_TEST_DEVICE` names, without it on the CPU.

@@ -156,8 +156,11 @@ fn splits_and_levels_that_are_not_there_are_named() {
     let split = |split: &str| Options { split: split.to_string(), ..Options::default() };
     let error = read(split("trian")).unwrap_err();
     assert!(error.contains("trian") && error.contains("test or train"), "{error}");
-    // DiffThinker's maps are for testing alone.
-    assert!(read(split("train")).map_or(true, |cases| cases.iter().all(|case| case.split == "train")));
+    // A task that is there has no such file; DiffThinker's maps are for testing alone.
+    let error = read(split("train")).unwrap_err();
+    assert!(error.contains("maze") && error.contains("train_dataset.jsonl"), "{error}");
+    let error = read(Options { tasks: vec![mgsd_tasks::Task::FrozenLake], ..split("train") }).unwrap_err();
+    assert!(error.contains("frozenlake, split train"), "{error}");
     let error = read(Options { levels: vec![3, 99], ..Options::default() }).unwrap_err();
     assert!(error.contains("level 99"), "{error}");
     let images = folder.path().join("frozenlake_maps/level3/img");

@@ -33,7 +33,7 @@ pub fn read(root: &Path, task: Task, split: &str, levels: &[usize]) -> Result<Ve
 }
 
 /// Where the records of a task lie.
-pub(super) fn file(root: &Path, task: Task, split: &str) -> std::path::PathBuf {
+fn file(root: &Path, task: Task, split: &str) -> std::path::PathBuf {
     root.join(task.name()).join("tokenized_dataset/SFT").join(format!("{split}_dataset.jsonl"))
 }
 

@@ -29,9 +29,7 @@ pub fn level(text: &str) -> Result<usize, String> {
 
 /// Reads the name of a device, which need not be there.
 fn device_name(text: &str) -> Result<String, String> {
-    let numbered = text.strip_prefix("cuda:").is_some_and(|number| number.parse::<u16>().is_ok());
-    let known = numbered || ["cpu", "cuda", "auto"].contains(&text);
-    known.then(|| text.to_string()).ok_or_else(|| "expected cpu, cuda, cuda:N or auto".to_string())
+    mgsd_compute::Device::check_name(text).map(|()| text.to_string())
 }
 
 /// Sets the number of worker threads for the whole program.
